@@ -1,0 +1,1 @@
+"""refold: an event-sourced workflow engine for Python."""
