@@ -1,0 +1,376 @@
+-- refold's schema, whole. Every statement can be run again: `refold migrate` runs it on an empty database,
+-- `refold rebuild` after tables were lost.
+--
+-- The truth is `events`, and `inbox` (what has arrived and is not folded into a stream yet). All other tables
+-- are projections of the events, or about processes that live now (`workers`, `waiters`).
+--
+-- Locks are taken in this order, whoever takes them: workers, workflows, events, positions, inbox, waiters.
+-- Within a table: by primary key.
+
+create schema if not exists refold;
+
+create table if not exists refold.meta (
+    one               boolean primary key default true check (one),
+    schema_version    int not null,
+    system_identifier bigint not null,
+    era               smallint not null default 1
+);
+
+-- What happened. Only ever inserted; deleted by whole streams; never updated.
+create table if not exists refold.events (
+    workflow_id text collate "C" not null,
+    seq         int not null check (seq >= 0),
+    type        text collate "C" not null,
+    at          timestamptz not null,
+    body        bytea not null,
+    xid         xid8 not null default pg_current_xact_id(),
+    era         smallint not null default 1,
+    constraint one_event_per_seq primary key (workflow_id, seq)
+);
+
+create or replace function refold.refuse_update() returns trigger language plpgsql as $$
+begin
+    raise exception 'refold.events is append-only: an event is never updated'
+        using errcode = 'RF002', hint = 'Append a new event, or delete the whole stream with `refold delete`.';
+end $$;
+
+create or replace trigger events_are_never_updated before update on refold.events
+    for each statement execute function refold.refuse_update();
+
+-- Messages for a workflow from outside its writer. `body` is the event that folding will append; the flush that
+-- appends it deletes the row. `id` is the order of sending; nobody keeps a watermark on it, because a lower id
+-- can commit later.
+create table if not exists refold.inbox (
+    workflow_id text collate "C" not null,
+    message_id  text collate "C" not null,
+    id          bigint generated always as identity,
+    type        text collate "C" not null,
+    body        bytea not null,
+    constraint one_message_per_id primary key (workflow_id, message_id)
+);
+
+-- The heads: one row per workflow that indexes its stream.
+create table if not exists refold.workflows (
+    workflow_id  text collate "C" primary key,
+    name         text collate "C" not null,
+    status       text collate "C" not null,
+    created_at   timestamptz not null,
+    finished_at  timestamptz,
+    source       text collate "C",
+    parent       text collate "C",
+    parent_no    int,
+    digest       text collate "C" not null,
+    -- From here on: who drives it and when it is due. Not in the log; a rebuild makes every open workflow due at once.
+    owner        text collate "C",
+    due_at       timestamptz,
+    fingerprint  text collate "C",              -- of the code that got stuck on it
+    claimed_seq  int not null default 1,        -- how many events it had when it was claimed last
+    suspicion    smallint not null default 0,   -- deaths of its worker since it made progress
+    alone_deaths smallint not null default 0,   -- those of them with nothing else in the worker's hands
+    alone        boolean not null default false -- claimed so now
+) with (fillfactor = 70);
+
+create index if not exists workflows_due on refold.workflows (name, due_at)
+    where owner is null and due_at is not null;
+create index if not exists workflows_owned on refold.workflows (owner) where owner is not null;
+create index if not exists workflows_runnable on refold.workflows (source)
+    where source is not null and status in ('pending', 'running');
+create index if not exists workflows_by_age on refold.workflows (created_at, workflow_id);
+
+-- One row per worker and lane (a writer's sequence of flushes). `epoch` grows when the worker is declared dead:
+-- from then on every transaction of it is refused by the fence.
+create table if not exists refold.workers (
+    worker      text collate "C" not null,
+    lane        text collate "C" not null,
+    epoch       bigint not null,
+    flush_no    bigint not null default 0,
+    beat        bigint not null default 0,
+    lock_key    bigint,                          -- session advisory lock that is free once the process is gone
+    backend_pid int,
+    started_at  timestamptz not null default clock_timestamp(),
+    dead_at     timestamptz,
+    primary key (worker, lane)
+);
+
+create table if not exists refold.positions (
+    source   text collate "C" primary key,
+    stream   text collate "C" not null,
+    next_seq int not null,
+    position bytea not null,
+    label    text collate "C" not null,
+    at       timestamptz not null
+);
+
+-- Who wants to be told when a workflow ends. A lost row costs a waiter its next slow poll, nothing else.
+create table if not exists refold.waiters (
+    workflow_id text collate "C" not null,
+    channel     text collate "C" not null,
+    primary key (workflow_id, channel)
+);
+
+-- The one clock of timers, schedules and retention. A test sets it by replacing this function.
+create or replace function refold.log_now() returns timestamptz language sql volatile as
+    'select clock_timestamp()';
+
+-- Passes if this worker is still the one it believes to be, and records that its flush number `f_flush_no` is in
+-- this transaction; raises otherwise, so that a late writer is refused as a whole, in the same round trip.
+create or replace function refold.fence(f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint) returns void
+language plpgsql as $$
+begin
+    update refold.workers w set flush_no = f_flush_no
+     where w.worker = f_worker and w.lane = f_lane and w.epoch = f_epoch;
+    if not found then
+        raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
+    end if;
+    -- A database or role that turned this off would turn "durable when it returns" into a lie.
+    if current_setting('synchronous_commit') = 'off' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end $$;
+
+-- Puts messages into the inbox of workflows that have not ended (also of IDs that are not started yet: they wait), and
+-- tells the owners, other than `me` who knows already. A message that is there already is the same message.
+create or replace function refold.deliver(i_id text[], i_message text[], i_type text[], i_body bytea[], me text)
+returns void language plpgsql as $$
+begin
+    insert into refold.inbox (workflow_id, message_id, type, body)
+    select i.id, i.message, i.type, i.body
+      from unnest(i_id, i_message, i_type, i_body) with ordinality as i(id, message, type, body, place)
+     where not exists (select from refold.workflows w where w.workflow_id = i.id and w.finished_at is not null)
+     order by i.place
+        on conflict do nothing;
+    perform pg_notify(c.channel, '')
+       from (select distinct coalesce('refold_' || w.owner, 'refold_work') as channel
+               from refold.workflows w
+              where w.workflow_id = any(i_id) and w.finished_at is null and w.owner is distinct from me) c;
+end $$;
+
+-- One flush: the appends of many workflows, their heads, starts, messages and positions, in the one transaction
+-- that this statement is. An array left null has no rows. Returns the log's time and the starts whose ID existed.
+create or replace function refold.flush(
+    f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint,
+    s_id text[], s_name text[], s_status text[], s_owner text[], s_source text[], s_parent text[], s_parent_no int[],
+    s_digest text[], s_at timestamptz[], s_body bytea[], s_end bytea[],
+    h_id text[], h_status text[], h_owner text[], h_due timestamptz[], h_finished timestamptz[], h_fingerprint text[],
+    e_id text[], e_seq int[], e_type text[], e_at timestamptz[], e_body bytea[],
+    p_source text[], p_stream text[], p_next_seq int[], p_position bytea[], p_label text[], p_at timestamptz[],
+    d_id text[], d_message text[],
+    i_id text[], i_message text[], i_type text[], i_body bytea[],
+    wake boolean
+) returns table (log_time timestamptz, existing text[]) language plpgsql as $$
+#variable_conflict use_column
+begin
+    if f_worker is not null then
+        perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
+    end if;
+    existing := null;
+    if s_id is not null then
+        with fresh as (
+            insert into refold.workflows (workflow_id, name, status, created_at, finished_at, source, parent, parent_no,
+                                          digest, owner, due_at)
+            select s.id, s.name, s.status, s.at, case when s.ending is not null then s.at end, s.source, s.parent,
+                   s.parent_no, s.digest, s.owner, case when s.ending is null then s.at end
+              from unnest(s_id, s_name, s_status, s_owner, s_source, s_parent, s_parent_no, s_digest, s_at, s_end)
+                   as s(id, name, status, owner, source, parent, parent_no, digest, at, ending)
+                on conflict do nothing
+            returning workflow_id
+        ), opened as (
+            insert into refold.events (workflow_id, seq, type, at, body)
+            select s.id, n.seq, n.type, s.at, n.body
+              from unnest(s_id, s_at, s_body, s_end) as s(id, at, body, ending)
+              join fresh on fresh.workflow_id = s.id,
+                   lateral (values (0, 'WorkflowStarted', s.body), (1, 'WorkflowFailed', s.ending)) as n(seq, type, body)
+             where n.body is not null
+        )
+        select array_agg(s.id) into existing
+          from unnest(s_id) as s(id) where not exists (select from fresh where fresh.workflow_id = s.id);
+    end if;
+    if h_id is not null then
+        update refold.workflows w
+           set status = h.status, owner = h.owner, due_at = h.due, finished_at = h.finished, fingerprint = h.fingerprint,
+               alone = w.alone and h.owner is not null
+          from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
+               as h(id, status, owner, due, finished, fingerprint)
+         where w.workflow_id = h.id and w.owner = f_worker;
+    end if;
+    if e_id is not null then
+        insert into refold.events (workflow_id, seq, type, at, body)
+        select * from unnest(e_id, e_seq, e_type, e_at, e_body);
+    end if;
+    if p_source is not null then
+        insert into refold.positions (source, stream, next_seq, position, label, at)
+        select * from unnest(p_source, p_stream, p_next_seq, p_position, p_label, p_at)
+            on conflict (source) do update
+           set stream = excluded.stream, next_seq = excluded.next_seq, position = excluded.position,
+               label = excluded.label, at = excluded.at;
+    end if;
+    if d_id is not null then
+        delete from refold.inbox i using unnest(d_id, d_message) as d(id, message)
+         where i.workflow_id = d.id and i.message_id = d.message;
+    end if;
+    if i_id is not null then
+        perform refold.deliver(i_id, i_message, i_type, i_body, f_worker);
+    end if;
+    if h_id is not null then
+        delete from refold.inbox i using unnest(h_id, h_finished) as h(id, finished)
+         where i.workflow_id = h.id and h.finished is not null;
+        -- Whoever waits for an end is told at the commit. The table is empty nearly always.
+        perform pg_notify(w.channel, w.workflow_id)
+           from refold.waiters w
+           join unnest(h_id, h_finished) as h(id, finished) on w.workflow_id = h.id
+          where h.finished is not null;
+    end if;
+    if wake then
+        perform pg_notify('refold_work', '');
+    end if;
+    log_time := refold.log_now();
+    return next;
+end $$;
+
+-- Enters a lane of a worker. The epoch starts at the transaction's number: it grows for the cluster's whole life, so
+-- that no epoch of before a rebuild is ever valid again.
+create or replace function refold.register(f_worker text, f_lane text, f_lock_key bigint) returns bigint
+language plpgsql as $$
+declare
+    fresh bigint := pg_current_xact_id()::text::bigint;
+begin
+    if exists (select from refold.workers w where w.worker = f_worker and w.dead_at is not null) then
+        raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
+    end if;
+    insert into refold.workers (worker, lane, epoch, lock_key, backend_pid)
+    values (f_worker, f_lane, fresh, f_lock_key, pg_backend_pid());
+    return fresh;
+end $$;
+
+-- Gives this worker up to `f_room` workflows that are due, longest waiting first, or have mail, and that it can run:
+-- names[i] with code fingerprints[i]. `skip locked` keeps claimers from queueing behind one another; the fence keeps a
+-- late one out. A workflow under suspicion of killing its worker is only given out alone.
+create or replace function refold.claim(
+    f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint,
+    f_names text[], f_fingerprints text[], f_room int, f_alone boolean
+) returns table (workflow_id text, name text, source text) language plpgsql as $$
+#variable_conflict use_column
+declare
+    now_ timestamptz := refold.log_now();
+begin
+    perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
+    return query
+    with can as (
+        select c.name, c.fingerprint from unnest(f_names, f_fingerprints) as c(name, fingerprint)
+    ), due as (
+        select d.workflow_id
+          from can c, lateral (
+               select w.workflow_id, w.due_at from refold.workflows w
+                where w.name = c.name and w.owner is null and w.due_at <= now_
+                  and (w.status <> 'stuck' or w.fingerprint is distinct from c.fingerprint)
+                  and (w.suspicion >= 3) = f_alone
+                order by w.due_at limit f_room
+                  for update skip locked) d
+         order by d.due_at limit f_room
+    ), mail as (
+        select w.workflow_id
+          from refold.workflows w join can c on c.name = w.name
+         where w.workflow_id in (select i.workflow_id from refold.inbox i)
+           and w.owner is null and w.status = 'waiting' and not f_alone
+         limit f_room
+           for update of w skip locked
+    )
+    update refold.workflows w
+       set owner = f_worker, status = 'running', alone = f_alone, due_at = now_,
+           claimed_seq = (select coalesce(max(e.seq) + 1, 0) from refold.events e where e.workflow_id = w.workflow_id)
+     where w.workflow_id in (select due.workflow_id from due union select mail.workflow_id from mail)
+    returning w.workflow_id, w.name, w.source;
+end $$;
+
+-- One statement a tick: this worker's heartbeat, and all that an idle worker wants to know. Rows are
+--   now            the log's time
+--   peer, gone     another worker and its beat; gone: and nobody holds its session lock any more
+--   work           something is claimable now; suspect: and it has to be claimed alone
+--   next           when the next waiting workflow comes due
+--   mail           a workflow of this worker has messages
+create or replace function refold.tick(f_worker text, f_epoch bigint, f_names text[], f_fingerprints text[])
+returns table (kind text, key text, number bigint, at timestamptz) language plpgsql as $$
+#variable_conflict use_column
+declare
+    now_ timestamptz := refold.log_now();
+begin
+    update refold.workers w set beat = beat + 1
+     where w.worker = f_worker and w.lane = 'beat' and w.epoch = f_epoch;
+    if not found then
+        raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
+    end if;
+    return query select 'now', null::text, null::bigint, now_;
+    return query
+    select case when w.lock_key is not null and pg_try_advisory_xact_lock(w.lock_key) then 'gone' else 'peer' end,
+           w.worker, w.beat, null::timestamptz
+      from refold.workers w
+     where w.lane = 'beat' and w.worker <> f_worker and w.dead_at is null;
+    return query
+    select distinct case when w.suspicion >= 3 then 'suspect' else 'work' end, null::text, null::bigint, null::timestamptz
+      from unnest(f_names, f_fingerprints) as c(name, fingerprint), lateral (
+           select h.suspicion from refold.workflows h
+            where h.name = c.name and h.owner is null and h.due_at <= now_
+              and (h.status <> 'stuck' or h.fingerprint is distinct from c.fingerprint)
+            order by h.due_at limit 100) w;
+    return query
+    select 'work', null::text, null::bigint, null::timestamptz
+     where exists (select from refold.inbox i join refold.workflows w on w.workflow_id = i.workflow_id
+                    where w.owner is null and w.status = 'waiting' and w.name = any(f_names));
+    return query
+    select 'next', null::text, null::bigint, min(w.due_at)
+      from unnest(f_names) as c(name), lateral (
+           select h.due_at from refold.workflows h
+            where h.name = c.name and h.owner is null and h.due_at > now_
+            order by h.due_at limit 1) w
+    having min(w.due_at) is not null;
+    return query
+    select 'mail', null::text, null::bigint, null::timestamptz
+     where exists (select from refold.inbox i join refold.workflows w on w.workflow_id = i.workflow_id
+                    where w.owner = f_worker);
+end $$;
+
+-- Declares a worker dead whose beat is still the one that the caller has watched for too long: all its lanes are fenced
+-- off and its workflows are free again, in this transaction. Returns how many; null when it has beaten since.
+-- A death counts against a workflow only if it has made no progress (no event) since it was claimed.
+create or replace function refold.declare_dead(f_worker text, f_epoch bigint, f_dead text, f_beat bigint) returns int
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    freed int;
+begin
+    perform from refold.workers w
+      where w.worker = f_worker and w.lane = 'beat' and w.epoch = f_epoch and w.dead_at is null for share;
+    if not found then
+        raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
+    end if;
+    perform from refold.workers w where w.worker = f_dead order by w.lane for update;
+    if not exists (select from refold.workers w
+                    where w.worker = f_dead and w.lane = 'beat' and w.beat = f_beat and w.dead_at is null) then
+        return null;
+    end if;
+    update refold.workers w set epoch = epoch + 1, dead_at = clock_timestamp() where w.worker = f_dead;
+    update refold.workflows w
+       set owner = null, status = 'pending', due_at = refold.log_now(), alone = false,
+           suspicion = case when p.progress then 0 else w.suspicion + 1 end,
+           alone_deaths = case when p.progress then 0 when w.alone then w.alone_deaths + 1 else w.alone_deaths end
+      from (select h.workflow_id,
+                   exists (select from refold.events e
+                            where e.workflow_id = h.workflow_id and e.seq >= h.claimed_seq) as progress
+              from refold.workflows h where h.owner = f_dead) p
+     where w.workflow_id = p.workflow_id and w.owner = f_dead;
+    get diagnostics freed = row_count;
+    delete from refold.workers w where w.dead_at < clock_timestamp() - interval '1 hour';
+    perform pg_notify('refold_work', '');
+    return freed;
+end $$;
+
+-- The log as text, for psql. A body that is not UTF-8 (a codec's) is shown as base64 with the reason.
+create or replace function refold.as_text(body bytea) returns text language plpgsql immutable as $$
+begin
+    return convert_from(body, 'UTF8');
+exception when others then
+    return 'not UTF-8 text; base64: ' || encode(body, 'base64');
+end $$;
+
+create or replace view refold.history as
+select workflow_id, seq, type, at, refold.as_text(body) as body from refold.events;
