@@ -1,0 +1,31 @@
+"""The command line, `refold`: run an app, look at workflows, change them.
+
+`main` is the program. The rest is for commands that a connector adds through the entry point group `refold.cli`, so
+that they look, fail and print JSON like the built-in ones.
+"""
+
+from refold.core.cli._main import main
+from refold.core.cli._output import (
+    Wrong,
+    common,
+    cut,
+    database_option,
+    example,
+    parse_json,
+    print_json,
+    print_table,
+    stamp,
+)
+
+__all__ = [
+    "Wrong",
+    "common",
+    "cut",
+    "database_option",
+    "example",
+    "main",
+    "parse_json",
+    "print_json",
+    "print_table",
+    "stamp",
+]

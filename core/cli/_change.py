@@ -1,0 +1,102 @@
+"""`refold send`, `delete`, `rebuild` and `migrate`: what changes something that is already there."""
+
+import click
+import msgspec
+
+from refold.core.cli._client import open_log, resolve_database
+from refold.core.cli._output import common, database_option, example, parse_json, print_json
+
+
+@click.command(
+    "send", short_help="send a message to a workflow", epilog=example("refold send order-1 true --topic approval")
+)
+@click.argument("workflow_id", metavar="ID")
+@click.argument("value")
+@click.option("--topic", default="", help="The topic that the workflow's `recv` names.")
+@database_option
+@common
+def send_command(workflow_id: str, value: str, topic: str, database_url: str | None, as_json: bool) -> None:
+    """Send VALUE, which is JSON, to workflow ID; durable when the command returns.
+
+    A workflow that has not started yet finds the message when it does. A word that is no JSON is taken as a string.
+    """
+    decoded = parse_json(value, "the value")
+    with open_log(database_url) as log:
+        log.send(workflow_id, decoded, topic=topic)
+    if as_json:
+        print_json({"id": workflow_id, "topic": topic, "value": decoded})
+    else:
+        click.echo(f"sent {msgspec.json.encode(decoded).decode()} to {workflow_id}" + (f" on {topic}" if topic else ""))
+
+
+@click.command(
+    "delete", short_help="delete the history of an ended workflow", epilog=example("refold delete order-1 --yes")
+)
+@click.argument("workflow_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@database_option
+@common
+def delete_command(workflow_id: str, yes: bool, database_url: str | None, as_json: bool) -> None:
+    """Delete the history of workflow ID for good. Its ID stays taken: it can't run a second time.
+
+    A workflow that is not at its end is not deleted.
+    """
+    with open_log(database_url) as log:
+        info = log.info(workflow_id)
+        if not yes and not as_json:
+            click.confirm(f"delete the history of {info.name} {workflow_id} ({info.status}) for good?", abort=True)
+        log.delete(workflow_id)
+    if as_json:
+        print_json({"id": workflow_id, "deleted": True})
+    else:
+        click.echo(f"deleted {workflow_id}; the ID stays taken")
+
+
+@click.command(
+    "rebuild",
+    short_help="make every table again from the events",
+    epilog=example("refold rebuild --yes"),
+)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@database_option
+@common
+def rebuild_command(yes: bool, database_url: str | None, as_json: bool) -> None:
+    """Make all tables but the events and the inbox again from the events. Refused while workers are alive.
+
+    Needs no app: open workflows are marked due, and the next worker finds out by replay what each is waiting for.
+    """
+    from refold.eventlog import rebuild
+
+    if not yes and not as_json:
+        click.confirm("drop every table but events and inbox, and make them again?", abort=True)
+    with resolve_database(database_url) as url:
+        rebuilt = rebuild(url)
+    if as_json:
+        print_json(rebuilt)
+    else:
+        click.echo(f"rebuilt {rebuilt.workflows} workflows and {rebuilt.positions} positions from {rebuilt.events} events")
+
+
+@click.command(
+    "migrate", short_help="create or update refold's schema", epilog=example("refold migrate")
+)
+@database_option
+@common
+def migrate_command(database_url: str | None, as_json: bool) -> None:
+    """Create refold's schema in the database, or bring an older one to this release; does nothing when it is current.
+
+    For a production database whose workers may not create tables. Safe to run from several places at once.
+    """
+    from refold.eventlog import migrate
+
+    with resolve_database(database_url) as url:
+        applied = migrate(url)
+    if as_json:
+        print_json({"applied": applied})
+    elif applied:
+        for name in applied:
+            click.echo(f"applied {name}")
+    else:
+        click.echo("the schema is current")
+
+

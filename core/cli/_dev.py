@@ -1,0 +1,191 @@
+"""`refold dev`: everything an app needs, on this machine, with its events in the terminal as they happen."""
+
+import queue
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import click
+
+from refold.core import App, Recorded
+from refold.core.cli._client import configured_url
+from refold.core.cli._events import describe_live, event_fields
+from refold.core.cli._load import load_app
+from refold.core.cli._output import clock, common, cut, example, print_json, stamp, terminal_width
+from refold.eventlog import (
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowFailed,
+    describe_url,
+    embedded_postgres,
+    find_project_dir,
+)
+
+_SERVICES: Final = "refold.dev"
+# A terminal can't follow thousands of events a second; what it misses is counted, and is in `refold show`.
+_BACKLOG: Final = 2_000
+_ENDS: Final = (WorkflowCompleted, WorkflowFailed, WorkflowCancelled)
+
+
+class DevService(Protocol):
+    """What a connector starts for `refold dev` (entry point group `refold.dev`): a callable (app, folder) gives it.
+
+    None instead of a service means that the app has no need of one.
+    """
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """Return lines for the summary: a label (`broker`) and what to say about it."""
+
+    def try_next(self) -> str | None:
+        """Return a command that makes the app do something, if there is one."""
+
+    def stop(self) -> None:
+        """End the service; called after the worker has stopped."""
+
+
+@click.command("dev", short_help="run an app with everything it needs, here and now", epilog=example("refold dev shop.py"))
+@click.argument("file")
+@click.option("--keep", is_flag=True, help="Leave the embedded Postgres running after the end.")
+@common
+def dev_command(file: str, keep: bool, as_json: bool) -> None:
+    """Run the App in FILE with everything it needs, and show its events as they happen. Ctrl-C ends all of it.
+
+    Without a database URL an embedded Postgres is started, its data in .refold/; without a broker address a
+    development broker, for an app with Kafka consumers. Started again, it goes on where it was.
+    """
+    began = time.monotonic()
+    app = load_app(file)
+    feed = _Feed()
+    with ExitStack() as stack:
+        stack.enter_context(_stop_signals(feed))
+        database = _database(app, stack, keep=keep)
+        services = list(_start_services(app, stack))
+        app.observe(feed.add)
+        app.start_worker()
+        stack.callback(app.stop_worker, grace=timedelta(seconds=1))
+        summary = _summary(app, database, services, file)
+        if as_json:
+            print_json({label: text for label, text in summary})
+        else:
+            _print_summary(file, summary, time.monotonic() - began)
+        sys.stdout.flush()
+        _follow(feed, as_json=as_json)
+        if not as_json:
+            click.echo("stopping")
+
+
+def _database(app: App, stack: ExitStack, *, keep: bool) -> str:
+    url = configured_url(app)
+    if url is not None:
+        return describe_url(url)
+    server = stack.enter_context(embedded_postgres(keep=keep))
+    return f"embedded PostgreSQL {server.version}, data in {_relative(server.folder)}/"
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _start_services(app: App, stack: ExitStack) -> Iterator[DevService]:
+    folder = find_project_dir() / ".refold"
+    for entry in sorted(entry_points(group=_SERVICES), key=lambda entry: entry.name):
+        service: DevService | None = entry.load()(app, folder)
+        if service is not None:
+            stack.callback(service.stop)
+            yield service
+
+
+def _summary(
+    app: App, database: str, services: Sequence[DevService], file: str
+) -> list[tuple[str, str]]:
+    lines = [("database", database)]
+    for service in services:
+        lines.extend(service.describe())
+    lines.append(("workflows", ", ".join(sorted(app.workflows)) or f"none; put @{app.name}.workflow over a function"))
+    lines.extend(("consumer", line) for connector in app.connectors for line in connector.describe())
+    suggested = [command for service in services if (command := service.try_next())]
+    if app.workflows and not suggested:
+        suggested = [f"refold start {file} {sorted(app.workflows)[0]}"]
+    lines.extend(("try", command) for command in suggested)
+    return lines
+
+
+def _print_summary(file: str, summary: Sequence[tuple[str, str]], took: float) -> None:
+    click.echo(f"{click.style(file, bold=True)} runs, {took:.1f} s after its start. Ctrl-C ends all of it.\n")
+    before = ""
+    for label, text in summary:
+        shown = "" if label == before else label
+        click.echo(f"  {click.style(shown.ljust(10), fg='cyan')} {text}")
+        before = label
+    click.echo("")
+
+
+@contextmanager
+def _stop_signals(feed: "_Feed") -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the feed; a second one ends the process as if we were not here."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        feed.end()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Feed:
+    """Events on their way from the engine's thread to the terminal; never makes the engine wait."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[tuple[str, Recorded] | None] = queue.SimpleQueue()
+        self.dropped = 0
+
+    def add(self, workflow_id: str, recorded: Recorded) -> None:
+        if self._events.qsize() < _BACKLOG:
+            self._events.put((workflow_id, recorded))
+        else:
+            self.dropped += 1
+
+    def end(self) -> None:
+        self._events.put(None)
+
+    def __iter__(self) -> Iterator[tuple[str, Recorded]]:
+        while (item := self._events.get()) is not None:
+            yield item
+
+
+def _follow(feed: _Feed, *, as_json: bool) -> None:
+    last: dict[str, int] = {}
+    told = 0
+    for workflow_id, recorded in feed:
+        at = datetime.fromtimestamp(recorded.at / 1e6, UTC)
+        if as_json:
+            print_json({"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)})
+        else:
+            before = last.get(workflow_id)
+            took = None if before is None else timedelta(microseconds=recorded.at - before)
+            line = f"{clock(at)}  {workflow_id}  {describe_live(recorded.event, took)}"
+            click.echo(cut(line, max(terminal_width(), 60)))
+            if feed.dropped > told:
+                click.echo(f"… {feed.dropped - told} events not shown: refold list, refold show ID")
+                told = feed.dropped
+        if isinstance(recorded.event, _ENDS):
+            last.pop(workflow_id, None)
+        else:
+            last[workflow_id] = recorded.at
+        sys.stdout.flush()
+
+
+__all__ = ["DevService", "dev_command"]
