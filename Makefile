@@ -15,7 +15,6 @@ READY := $(VENV)/.ready
 
 # Two workers on two cores; a test module stays on one of them, so that its servers are started once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadscope
-ALL_OF_REFOLD := src/refold core connectors eventlog
 
 export PYTHONPATH :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -75,8 +74,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 
 types: $(READY)
-	$(BIN)/mypy $(ALL_OF_REFOLD) tests examples bench
-	$(BIN)/pyright
+	$(BIN)/mypy src/refold tests examples bench
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 imports: $(READY)
 	$(BIN)/lint-imports

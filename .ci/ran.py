@@ -19,7 +19,9 @@ def main() -> int:
     for line in lines:
         entry = json.loads(line)
         found.setdefault(entry["kind"], set()).add(str(entry["name"]))
-    parts = [f"{KINDS.get(kind, kind)}: {', '.join(sorted(names)) or 'none'}" for kind, names in found.items()]
+    parts = [
+        f"{KINDS.get(kind, kind)}: {', '.join(sorted(names)) or 'none'}" for kind, names in found.items()
+    ]
     print("ran with " + "; ".join(parts))
     missing = [kind for kind in KINDS if not found[kind]]
     if missing and os.environ.get("REFOLD_REQUIRE_ALL"):

@@ -8,7 +8,9 @@ from refold.core.cli._output import common, database_option, example, parse_json
 
 
 @click.command(
-    "send", short_help="send a message to a workflow", epilog=example("refold send order-1 true --topic approval")
+    "send",
+    short_help="send a message to a workflow",
+    epilog=example("refold send order-1 true --topic approval"),
 )
 @click.argument("workflow_id", metavar="ID")
 @click.argument("value")
@@ -26,11 +28,16 @@ def send_command(workflow_id: str, value: str, topic: str, database_url: str | N
     if as_json:
         print_json({"id": workflow_id, "topic": topic, "value": decoded})
     else:
-        click.echo(f"sent {msgspec.json.encode(decoded).decode()} to {workflow_id}" + (f" on {topic}" if topic else ""))
+        click.echo(
+            f"sent {msgspec.json.encode(decoded).decode()} to {workflow_id}"
+            + (f" on {topic}" if topic else "")
+        )
 
 
 @click.command(
-    "delete", short_help="delete the history of an ended workflow", epilog=example("refold delete order-1 --yes")
+    "delete",
+    short_help="delete the history of an ended workflow",
+    epilog=example("refold delete order-1 --yes"),
 )
 @click.argument("workflow_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Don't ask.")
@@ -44,7 +51,9 @@ def delete_command(workflow_id: str, yes: bool, database_url: str | None, as_jso
     with open_log(database_url) as log:
         info = log.info(workflow_id)
         if not yes and not as_json:
-            click.confirm(f"delete the history of {info.name} {workflow_id} ({info.status}) for good?", abort=True)
+            click.confirm(
+                f"delete the history of {info.name} {workflow_id} ({info.status}) for good?", abort=True
+            )
         log.delete(workflow_id)
     if as_json:
         print_json({"id": workflow_id, "deleted": True})
@@ -74,12 +83,12 @@ def rebuild_command(yes: bool, database_url: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rebuilt)
     else:
-        click.echo(f"rebuilt {rebuilt.workflows} workflows and {rebuilt.positions} positions from {rebuilt.events} events")
+        click.echo(
+            f"rebuilt {rebuilt.workflows} workflows and {rebuilt.positions} positions from {rebuilt.events} events"
+        )
 
 
-@click.command(
-    "migrate", short_help="create or update refold's schema", epilog=example("refold migrate")
-)
+@click.command("migrate", short_help="create or update refold's schema", epilog=example("refold migrate"))
 @database_option
 @common
 def migrate_command(database_url: str | None, as_json: bool) -> None:
@@ -98,5 +107,3 @@ def migrate_command(database_url: str | None, as_json: bool) -> None:
             click.echo(f"applied {name}")
     else:
         click.echo("the schema is current")
-
-

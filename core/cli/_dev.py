@@ -49,7 +49,11 @@ class DevService(Protocol):
         """End the service; called after the worker has stopped."""
 
 
-@click.command("dev", short_help="run an app with everything it needs, here and now", epilog=example("refold dev shop.py"))
+@click.command(
+    "dev",
+    short_help="run an app with everything it needs, here and now",
+    epilog=example("refold dev shop.py"),
+)
 @click.argument("file")
 @click.option("--keep", is_flag=True, help="Leave the embedded Postgres running after the end.")
 @common
@@ -71,7 +75,7 @@ def dev_command(file: str, keep: bool, as_json: bool) -> None:
         stack.callback(app.stop_worker, grace=timedelta(seconds=1))
         summary = _summary(app, database, services, file)
         if as_json:
-            print_json({label: text for label, text in summary})
+            print_json([{"what": label, "text": text} for label, text in summary])
         else:
             _print_summary(file, summary, time.monotonic() - began)
         sys.stdout.flush()
@@ -104,13 +108,13 @@ def _start_services(app: App, stack: ExitStack) -> Iterator[DevService]:
             yield service
 
 
-def _summary(
-    app: App, database: str, services: Sequence[DevService], file: str
-) -> list[tuple[str, str]]:
+def _summary(app: App, database: str, services: Sequence[DevService], file: str) -> list[tuple[str, str]]:
     lines = [("database", database)]
     for service in services:
         lines.extend(service.describe())
-    lines.append(("workflows", ", ".join(sorted(app.workflows)) or f"none; put @{app.name}.workflow over a function"))
+    lines.append(
+        ("workflows", ", ".join(sorted(app.workflows)) or f"none; put @{app.name}.workflow over a function")
+    )
     lines.extend(("consumer", line) for connector in app.connectors for line in connector.describe())
     suggested = [command for service in services if (command := service.try_next())]
     if app.workflows and not suggested:
@@ -172,7 +176,9 @@ def _follow(feed: _Feed, *, as_json: bool) -> None:
     for workflow_id, recorded in feed:
         at = datetime.fromtimestamp(recorded.at / 1e6, UTC)
         if as_json:
-            print_json({"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)})
+            print_json(
+                {"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)}
+            )
         else:
             before = last.get(workflow_id)
             took = None if before is None else timedelta(microseconds=recorded.at - before)

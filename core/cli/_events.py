@@ -40,13 +40,17 @@ def describe_event(event: Event) -> str:
     """Return what the event says beside its type, in one line."""
     match event:
         case WorkflowStarted():
-            return f"{event.name}({_arguments(event.input)})" + (f" by {event.source}" if event.source else "")
+            return f"{event.name}({_arguments(event.input)})" + (
+                f" by {event.source}" if event.source else ""
+            )
         case StepCompleted():
             again = f"  (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"{event.name}({_arguments(event.args)}) -> {_text(event.result)}{again}"
         case StepFailed():
             then = f", again at {from_micros(event.retry_at).astimezone():%H:%M:%S}" if event.retry_at else ""
-            return f"{event.name}({_arguments(event.args)}) attempt {event.attempt}: {_error(event.error)}{then}"
+            return (
+                f"{event.name}({_arguments(event.args)}) attempt {event.attempt}: {_error(event.error)}{then}"
+            )
         case TimerFired():
             return f"set for {from_micros(event.until).astimezone():%Y-%m-%d %H:%M:%S}"
         case ChildStarted():

@@ -23,7 +23,9 @@ from refold.core.cli._output import (
 _STATUSES: Final = ("pending", "running", "waiting", "stuck", "parked", "completed", "failed", "cancelled")
 
 
-@click.command("list", short_help="list workflows, newest first", epilog=example("refold list --status failed"))
+@click.command(
+    "list", short_help="list workflows, newest first", epilog=example("refold list --status failed")
+)
 @click.option("--status", type=click.Choice(_STATUSES), help="Only workflows of this status.")
 @click.option("--name", help="Only runs of this workflow.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
@@ -42,7 +44,9 @@ def list_command(
     with open_log(database_url) as log:
         page = log.list(status=status, name=name, limit=limit, cursor=cursor)
     if as_json:
-        print_json({"workflows": [_info_fields(info) for info in page.items], "next_cursor": page.next_cursor})
+        print_json(
+            {"workflows": [_info_fields(info) for info in page.items], "next_cursor": page.next_cursor}
+        )
         return
     if not page.items:
         click.echo("no workflows" + (" like that" if status or name else " yet"))
@@ -93,7 +97,15 @@ def show_command(workflow_id: str, database_url: str | None, as_json: bool) -> N
     for recorded in history:
         at = _moment(recorded.at)
         after = f"+{short_time(at - before)}" if recorded.seq else ""
-        rows.append((str(recorded.seq), clock(at), after, type(recorded.event).__name__, describe_event(recorded.event)))
+        rows.append(
+            (
+                str(recorded.seq),
+                clock(at),
+                after,
+                type(recorded.event).__name__,
+                describe_event(recorded.event),
+            )
+        )
         before = at
     print_table(("SEQ", "AT", "AFTER", "EVENT", "WHAT"), rows)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -75,7 +76,9 @@ def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]], *, flexib
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "  ".join(
+        cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)
+    ).rstrip()
 
 
 def _one_line(text: str) -> str:
@@ -112,7 +115,7 @@ def short_time(span: timedelta) -> str:
         return f"{ms} ms"
     if ms < 60_000:
         return f"{ms / 1000:.3g} s"
-    for (unit, name), (smaller, smaller_name) in zip(_UNITS, _UNITS[1:], strict=False):
+    for (unit, name), (smaller, smaller_name) in pairwise(_UNITS):
         if ms >= unit:
             rest = ms % unit // smaller
             return f"{ms // unit} {name}" + (f" {rest} {smaller_name}" if rest else "")
@@ -120,7 +123,7 @@ def short_time(span: timedelta) -> str:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Return the value of a JSON argument; a bare word that is no JSON is taken as a string, as a shell user means it."""
+    """Return the value of a JSON argument; a bare word that is no JSON is the string that a shell user means."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

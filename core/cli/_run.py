@@ -37,7 +37,9 @@ def init_command(folder: Path, as_json: bool) -> None:
             f"{name!r} can't be the name of an app: it becomes {name}.py\n"
             "expected letters, digits and underscores, like:  refold init shop"
         )
-    written = {folder / target.format(name=name): _template(source, name) for source, target in _TEMPLATES.items()}
+    written = {
+        folder / target.format(name=name): _template(source, name) for source, target in _TEMPLATES.items()
+    }
     existing = [str(path) for path in written if path.exists()]
     if existing:
         raise Wrong(f"{existing[0]} exists already\nnothing was written; choose another folder")
@@ -77,7 +79,9 @@ def worker_command(file: str, as_json: bool) -> None:
     if as_json:
         print_json({"app": app.name, "workflows": sorted(app.workflows)})
     else:
-        click.echo(f"worker of {app.name}: {', '.join(sorted(app.workflows)) or 'no workflows'}. Ctrl-C stops it.")
+        click.echo(
+            f"worker of {app.name}: {', '.join(sorted(app.workflows)) or 'no workflows'}. Ctrl-C stops it."
+        )
     sys.stdout.flush()
     app.run()
 
@@ -86,7 +90,7 @@ def worker_command(file: str, as_json: bool) -> None:
     "start",
     short_help="start a workflow",
     epilog=example(
-        "refold start shop.py checkout '{\"id\": \"o-1\", \"amount\": 5}' --id order-1",
+        'refold start shop.py checkout \'{"id": "o-1", "amount": 5}\' --id order-1',
     ),
 )
 @click.argument("file")
@@ -96,7 +100,12 @@ def worker_command(file: str, as_json: bool) -> None:
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait for the result that long; needs a worker.")
 @common
 def start_command(
-    file: str, workflow: str, args: tuple[str, ...], workflow_id: str | None, wait: float | None, as_json: bool
+    file: str,
+    workflow: str,
+    args: tuple[str, ...],
+    workflow_id: str | None,
+    wait: float | None,
+    as_json: bool,
 ) -> None:
     """Start WORKFLOW of the App in FILE with ARGS, each of them JSON; durable when the command returns.
 
@@ -135,7 +144,5 @@ def _decode(workflow: Workflow[..., Any], args: tuple[str, ...]) -> tuple[tuple[
             f"{workflow.name} takes {len(names)} argument(s) ({', '.join(names) or 'none'}), got {len(args)}\n"
             "expected one JSON value for each, in this order"
         )
-    values = {
-        name: parse_json(text, f"argument {name!r}") for name, text in zip(names, args, strict=False)
-    }
+    values = {name: parse_json(text, f"argument {name!r}") for name, text in zip(names, args, strict=False)}
     return workflow.decode_args(msgspec.json.encode(values))

@@ -54,7 +54,9 @@ def test_no_floor_imports_the_public_face_or_itself_by_its_folder_name(floor: st
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in _files(floor)
         for line, name in _imports(path)
-        if name == "refold" or name.split(".")[0] in FLOORS or name.split(".")[0] in ("tests", "examples", "bench")
+        if name == "refold"
+        or name.split(".")[0] in FLOORS
+        or name.split(".")[0] in ("tests", "examples", "bench")
     ]
     assert wrong == []
 
