@@ -250,6 +250,22 @@ def open_server(
     return EmbeddedServer(cluster, address, locks)
 
 
+def stop_unused(folder: Path) -> bool:
+    """Stop the server of `folder`, kept or left behind by killed users, if nobody uses it; say whether it is down."""
+    if not (folder / "users").exists():
+        return True
+    locks = _Locks(folder)
+    try:
+        with locks.alone():
+            if not locks.is_last_user():
+                return False
+            _mark(folder / "keep", False)
+            _Cluster(folder, None, {}).stop()
+            return True
+    finally:
+        locks.drop()
+
+
 def _leave_after_failure(cluster: "_Cluster", locks: "_Locks") -> None:
     with contextlib.suppress(OSError, EmbeddedError), locks.alone():
         if cluster.was_started and locks.is_last_user():
@@ -398,7 +414,7 @@ def _find_account(project_dir: Path, data_dir: Path | None) -> _Account | None:
 class _Cluster:
     """The data folder and its server. All methods but the constructor want the lock `start` held."""
 
-    def __init__(self, folder: Path, programs: Programs, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, programs: Programs | None, settings: Mapping[str, str]) -> None:
         self.folder = folder
         self.settings = settings
         self.was_started = False
@@ -613,7 +629,7 @@ class _Cluster:
         if self._account is None:
             places.insert(0, os.environ.get("XDG_RUNTIME_DIR") or places[0])
         for place in (Path(place) for place in places):
-            path = place / f"refold-{_short_hash(self.data_dir)}"
+            path = place / f"refold-{_short_hash(self.data_dir, self.data_dir.stat().st_ino)}"
             plain = not set(str(path)) & set(",'\"\n")  # the setting is a list in which these mean something
             if (
                 not plain
@@ -632,6 +648,8 @@ class _Cluster:
                 path = Path(tempfile.mkdtemp(prefix="refold-", dir=place))
                 if self._account is not None:
                     os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
+            for left in path.glob(".s.PGSQL.*"):  # by a killed server, whose number may be another process by now
+                left.unlink()
             return path
         reason = f"none of {', '.join(places)} is writable, reachable and short enough"
         raise EmbeddedFailed(str(self.data_dir), "place the socket", reason)
@@ -709,15 +727,19 @@ def _connect(found: _PidFile) -> _Address | None:
 
 
 def _is_postgres(pid: int) -> bool:
-    """Say whether process `pid` is there and is a Postgres."""
+    """Say whether process `pid` is a living Postgres; one that nobody has reaped yet is dead."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text()
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")
+        name, _, fields = rest.rpartition(")")
+        state = fields.split()[0]
+    except OSError:
+        if Path("/proc/self/stat").exists():
             return False
-        ps = ["ps", "-o", "comm=", "-p", str(pid)]
-        name = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
-    return Path(name.strip()).name == "postgres"
+        ps = ["ps", "-o", "state=,comm=", "-p", str(pid)]
+        state, _, name = (
+            subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+        )
+    return Path(name.strip()).name == "postgres" and not state.startswith("Z")
 
 
 def _can_enter(folder: Path, account: _Account) -> bool:

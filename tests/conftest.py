@@ -1,0 +1,7 @@
+"""The fixtures of all tests, by subject; each module is a pytest plugin with hooks of its own."""
+
+from importlib.util import find_spec
+
+_SUBJECTS = ("ran", "postgres", "proxy", "pgbouncer", "brokers")
+
+pytest_plugins = [f"fixtures.{name}" for name in _SUBJECTS if find_spec(f"fixtures.{name}")]
