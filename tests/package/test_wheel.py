@@ -1,40 +1,10 @@
 """The links under src/refold become ordinary packages in a wheel and in an sdist."""
 
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist, built from a copy of what git knows and what is new."""
-    source = tmp_path_factory.mktemp("source")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    names = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).exists()]
-    subprocess.run(
-        ["tar", "-cf", "-", "--no-recursion", "--null", "-T", "-"],
-        cwd=ROOT,
-        input="\0".join(names).encode(),
-        stdout=(source / "all.tar").open("wb"),
-        check=True,
-    )
-    subprocess.run(["tar", "-xf", "all.tar"], cwd=source, check=True)
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), "."]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 def _shipped() -> set[str]:
@@ -46,8 +16,7 @@ def _shipped() -> set[str]:
     return files
 
 
-def test_the_wheel_carries_all_three_floors_with_sql_and_templates_and_nothing_else(built: Path) -> None:
-    (wheel,) = built.glob("*.whl")
+def test_the_wheel_carries_all_three_floors_with_sql_and_templates_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == _shipped()
@@ -60,8 +29,7 @@ def test_the_sdist_carries_all_three_floors(built: Path) -> None:
     assert _shipped() <= names
 
 
-def test_the_wheel_names_its_licence_entry_points_and_typed_marker(built: Path) -> None:
-    (wheel,) = built.glob("*.whl")
+def test_the_wheel_names_its_licence_entry_points_and_typed_marker(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         text = archive.read(points).decode()
