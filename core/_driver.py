@@ -1,0 +1,654 @@
+"""The deterministic driver: events in, workflow code advanced, commands out. Pure: no I/O, clock or thread.
+
+`Instance` is one workflow's running code. It keeps the books: which commands the code asked for, which of them
+the log has answered, which messages wait to be received. How the code is advanced is its body's business: a
+tiny event loop for `async def` (`_loop`), greenlets for `def` (`_greenlets`). Events are delivered one at a
+time in log order, and the code runs until it waits between two of them; so the same history always leads to
+the same calls in the same order, in any process and in any year.
+"""
+
+import hashlib
+import logging
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
+
+from msgspec import Raw
+
+from refold.core._codec import show_difference
+from refold.core._commands import (
+    CancelCommand,
+    Command,
+    Complete,
+    Fail,
+    RunStep,
+    SendMessage,
+    StartChild,
+    StartTimer,
+)
+from refold.core._definitions import Handle, Later, Step, Workflow
+from refold.core._errors import DecodeFailed, HistoryMismatch, RefoldError, TimedOut, WrongCall
+from refold.core._failures import ErrorClassNotFound, rebuild_error_exactly, record_error
+from refold.core._greenlets import GreenletBody
+from refold.core._home import Home, find_instance
+from refold.core._loop import LoopBody
+from refold.eventlog._events import (
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    Event,
+    MessageReceived,
+    MessageSent,
+    Parked,
+    RecordedError,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowStarted,
+)
+
+R = TypeVar("R")
+
+_log: Final = logging.getLogger("refold.workflow")
+
+
+class Waiter(Protocol):
+    """What the code waits on until a command is answered: a future, an answer, a timer of the loop."""
+
+    def done(self) -> bool: ...
+    def set_result(self, value: Any, /) -> object: ...
+    def set_exception(self, error: BaseException, /) -> object: ...
+
+
+class _Asked:
+    """A command that the log has not answered. `waiter` is None once the code no longer wants the answer."""
+
+    __slots__ = ("command", "decode", "waiter")
+
+    def __init__(self, command: Command, waiter: Waiter | None, decode: Callable[[Any], Any] | None) -> None:
+        self.command = command
+        self.waiter = waiter
+        self.decode = decode
+
+
+class Instance:
+    """One workflow's running code. It lives and dies on one thread.
+
+    `replaying` belongs to the executor; while it is True, `refold.logger` is silent. `finished` is True once
+    the code has ended, or the history says so. `now` is the time of the last event delivered.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_body",
+        "_buffers",
+        "_cancelled_taken",
+        "_end",
+        "_next_no",
+        "_random",
+        "_receivers",
+        "_refused_input",
+        "_seq",
+        "_untaken",
+        "_uuids",
+        "finished",
+        "home",
+        "is_async",
+        "now",
+        "replaying",
+        "workflow",
+        "workflow_id",
+    )
+
+    def __init__(self, workflow: Workflow[..., Any], workflow_id: str) -> None:
+        self.workflow = workflow
+        self.workflow_id = workflow_id
+        self.is_async = workflow.is_async
+        self.home = Home(workflow_id)
+        self.replaying = False
+        self.finished = False
+        self.now = 0
+        self._seq = -1
+        self._next_no = 0
+        self._asked: dict[int, _Asked] = {}
+        self._untaken: dict[int, Command] = {}
+        self._cancelled_taken: list[Command] = []
+        self._end: Complete | Fail | None = None
+        self._refused_input = ""
+        self._buffers: dict[str, deque[Raw]] | None = None
+        self._receivers: dict[str, deque[Waiter]] | None = None
+        self._random: random.Random | None = None
+        self._uuids = 0
+        self._body: LoopBody | GreenletBody | None = None
+
+    # What the executor calls.
+
+    def deliver(self, at: int, event: Event) -> None:
+        """Take in the next event of the stream, and run the code until it waits for something else.
+
+        Raises HistoryMismatch when the event does not fit what the code asked for; the instance is of no use
+        then, and is to be evicted.
+        """
+        self._seq += 1
+        if at > self.now:
+            self.now = at
+        _TAKE_IN[type(event)](self, event)
+        body = self._body
+        if body is not None and body.ready and not self.finished:
+            body.drain()
+            if body.outcome is not None:
+                self._finish(body)
+
+    def take_commands(self) -> list[Command]:
+        """Return what the code asked for since the last call and still wants, in the order in which it asked."""
+        untaken = self._untaken
+        if not untaken and not self._cancelled_taken:
+            return []
+        commands = [*self._cancelled_taken, *untaken.values()]
+        untaken.clear()
+        self._cancelled_taken.clear()
+        return commands
+
+    def evict(self) -> None:
+        """Drop the code: close every branch of it, in its own context, without a single refold call taking effect.
+
+        Afterwards nothing of it is alive, and what is left to the garbage collector runs no workflow code.
+        """
+        body, self._body = self._body, None
+        self._untaken.clear()
+        self._cancelled_taken.clear()
+        if body is not None:
+            self._close(body)
+        self.home.dead = True
+
+    # What workflow code calls, through definitions and context.
+
+    def run_step(self, step: Step[..., Any], args: bytes) -> Any:
+        """Ask for a step and wait, in a greenlet."""
+        return self._greenlets.wait(self.ask_step(step, args))
+
+    async def arun_step(self, step: Step[..., Any], args: bytes) -> Any:
+        """Ask for a step and wait, in a coroutine."""
+        no = self._next_no
+        waiter = self.ask_step(step, args)
+        return await self._await(no, waiter)
+
+    def ask_step(self, step: Step[..., Any], args: bytes) -> Waiter:
+        no = self._next_no
+        return self._ask(RunStep(no, step, args), self._new_waiter(), step.decode_result)
+
+    def sleep_until(self, until: int) -> None:
+        """Wait for a time, in a greenlet; a time that is past is no timer."""
+        if until > self.now:
+            self._greenlets.wait(self.ask_timer(until, self._new_waiter()))
+
+    async def asleep_until(self, until: int) -> None:
+        """Wait for a time, in a coroutine; a time that is past is no timer."""
+        if until > self.now:
+            no = self._next_no
+            await self._await(no, self.ask_timer(until, self._new_waiter()))
+
+    def ask_timer(self, until: int, waiter: Waiter) -> Waiter:
+        return self._ask(StartTimer(self._next_no, until), waiter, None)
+
+    def start_child(self, workflow: Workflow[..., R], input: bytes, digest: str, id: str | None) -> Handle[R]:
+        """Ask for a child and return its handle, without waiting."""
+        no = self._next_no
+        waiter, child_id = self.ask_child(workflow, input, digest, id)
+        return ChildHandle(self, child_id, no, waiter)
+
+    def ask_child(self, workflow: Workflow[..., Any], input: bytes, digest: str, id: str | None) -> tuple[Waiter, str]:
+        no = self._next_no
+        child_id = id if id is not None else f"{self.workflow_id}/{no}"
+        command = StartChild(no, workflow, child_id, input, digest)
+        return self._ask(command, self._new_waiter(), workflow.decode_result), child_id
+
+    def send(self, to: str, topic: str, value: bytes) -> None:
+        """Ask for a message to be sent; never waits."""
+        no = self._next_no
+        self._ask(SendMessage(no, to, topic, value, f"{self.workflow_id}/{no}"), None, None)
+
+    def recv(self, topic: str, timeout: int | None) -> Raw:
+        """Wait for the next message of `topic`, in a greenlet; `timeout` in microseconds."""
+        if (message := self._find_message(topic)) is not None:
+            return message
+        waiter, timer = self._ask_message(topic, timeout)
+        value = self._greenlets.wait(waiter)
+        if timer is not None:
+            self.cancel(timer)
+        return cast(Raw, value)
+
+    async def arecv(self, topic: str, timeout: int | None) -> Raw:
+        """Wait for the next message of `topic`, in a coroutine; `timeout` in microseconds."""
+        if (message := self._find_message(topic)) is not None:
+            return message
+        waiter, timer = self._ask_message(topic, timeout)
+        future = cast("Coroutine[Any, Any, Raw]", waiter)
+        try:
+            value = await future
+        except BaseException:
+            self._give_back(topic, waiter)
+            if timer is not None:
+                self.cancel(timer)
+            raise
+        if timer is not None:
+            self.cancel(timer)
+        return value
+
+    def gather(self, laters: tuple[Later[Any], ...], *, return_exceptions: bool) -> tuple[Any, ...]:
+        """Begin all of `laters` in their order and wait for them; the first error in log order is raised at once."""
+        waiters = [later._begin(self) for later in laters]
+        return self._greenlets.wait_all(waiters, return_exceptions=return_exceptions)
+
+    def begin_branch(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Waiter:
+        """Begin `fn` as a branch of its own beside the code that calls."""
+        return self._greenlets.begin_branch(fn, args, kwargs)
+
+    def cancel(self, no: int) -> None:
+        """The code no longer wants the answer of step or timer `no`; a late answer is compared and ignored."""
+        asked = self._asked.get(no)
+        if asked is None or asked.waiter is None:
+            return
+        asked.waiter = None
+        if self._untaken.pop(no, None) is None and type(asked.command) in (RunStep, StartTimer):
+            self._cancelled_taken.append(CancelCommand(no))
+
+    def uuid(self) -> uuid.UUID:
+        """Return the next of the workflow's own UUIDs: version 4 in form, drawn from the workflow's ID."""
+        no = self._uuids
+        self._uuids += 1
+        return uuid.UUID(bytes=hashlib.sha256(f"uuid/{no}/{self.workflow_id}".encode()).digest()[:16], version=4)
+
+    def random(self) -> random.Random:
+        """Return the workflow's own generator, seeded by the workflow's ID."""
+        if self._random is None:
+            self._random = random.Random(f"random/{self.workflow_id}")
+        return self._random
+
+    # The books.
+
+    @property
+    def _greenlets(self) -> GreenletBody:
+        return cast(GreenletBody, self._body)
+
+    def _new_waiter(self) -> Waiter:
+        return cast("LoopBody | GreenletBody", self._body).new_waiter()
+
+    def _ask(self, command: Any, waiter: Any, decode: Callable[[Any], Any] | None) -> Any:
+        no = self._next_no
+        self._next_no = no + 1
+        self._asked[no] = _Asked(command, waiter, decode)
+        self._untaken[no] = command
+        return waiter
+
+    async def _await(self, no: int, waiter: Any) -> Any:
+        try:
+            return await waiter
+        except BaseException:
+            if waiter.cancelled():
+                self.cancel(no)
+            raise
+
+    def _find_message(self, topic: str) -> Raw | None:
+        buffer = self._buffers.get(topic) if self._buffers else None
+        return buffer.popleft() if buffer else None
+
+    def _ask_message(self, topic: str, timeout: int | None) -> tuple[Waiter, int | None]:
+        what = f"recv({topic!r})" if topic else "recv()"
+        if timeout is not None and timeout <= 0:
+            raise TimedOut(f"{what} in workflow {self.workflow_id!r}", "no time at all")
+        waiter = self._new_waiter()
+        if self._receivers is None:
+            self._receivers = {}
+        self._receivers.setdefault(topic, deque()).append(waiter)
+        if timeout is None:
+            return waiter, None
+        timer = self._next_no
+        self.ask_timer(self.now + timeout, _Deadline(self, waiter, topic, what, timeout))
+        return waiter, timer
+
+    def _drop_receiver(self, topic: str, waiter: Waiter) -> None:
+        receivers = self._receivers.get(topic) if self._receivers else None
+        if receivers and waiter in receivers:
+            receivers.remove(waiter)
+
+    def _give_back(self, topic: str, waiter: Any) -> None:
+        """The receiver was cancelled: a message that it was given in the same moment waits for the next one."""
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            self._hold(topic, waiter.result(), first=True)
+        else:
+            self._drop_receiver(topic, waiter)
+
+    def _hold(self, topic: str, value: Raw, *, first: bool = False) -> None:
+        if self._buffers is None:
+            self._buffers = {}
+        buffer = self._buffers.setdefault(topic, deque())
+        (buffer.appendleft if first else buffer.append)(value)
+
+    def _finish(self, body: "LoopBody | GreenletBody") -> None:
+        """The code has ended: ask for the end, and drop the branches that it left behind."""
+        value, error = cast(tuple[Any, BaseException | None], body.outcome)
+        body.outcome = None
+        end: Complete | Fail
+        if error is None:
+            try:
+                end = Complete(self.workflow.encode_result(value))
+            except RefoldError as refused:
+                end = Fail(record_error(refused))
+        else:
+            end = Fail(record_error(error))
+        self._body = None
+        self.finished = True
+        left_open = body.has_branches()
+        self._close(body)
+        for no, asked in list(self._asked.items()):
+            if type(asked.command) in (RunStep, StartTimer):
+                self.cancel(no)
+            asked.waiter = None
+        self._end = end
+        self._untaken[self._next_no] = end
+        if left_open and not self.replaying:
+            _log.warning(
+                "workflow ended with branches still open: they were dropped, and what they waited for is ignored",
+                extra={"workflow": self.workflow_id},
+            )
+
+    def _close(self, body: "LoopBody | GreenletBody") -> None:
+        """Close `body` while the home says dead, so that no refold call in a `finally` takes effect."""
+        self.home.dead = True
+        self._receivers = None
+        body.close()
+        for asked in self._asked.values():
+            asked.waiter = None
+
+    # Events.
+
+    def _on_started(self, event: WorkflowStarted) -> None:
+        if self._seq != 0 or self._body is not None:
+            raise self._mismatch("the workflow started here", "has started before")
+        if event.name != self.workflow.name:
+            raise self._mismatch(f"workflow {event.name!r} started here", f"is that of workflow {self.workflow.name!r}")
+        try:
+            args, kwargs = self.workflow.decode_args(event.input)
+        except DecodeFailed as exc:
+            self._refused_input = str(exc)
+            self.finished = True
+            self._end = Fail(record_error(exc))
+            self._untaken[0] = self._end
+            return
+        body = LoopBody(self) if self.is_async else GreenletBody(self)
+        self._body = body
+        body.start(self.workflow.fn, args, kwargs)
+
+    def _on_step_completed(self, event: StepCompleted) -> None:
+        asked = self._match_step(event, "finished")
+        del self._asked[event.no]
+        waiter = asked.waiter
+        if waiter is None or waiter.done():
+            return
+        waiter.set_result(self._decode(cast(Callable[[Any], Any], asked.decode), event.result, f"step {event.name!r}"))
+
+    def _on_step_failed(self, event: StepFailed) -> None:
+        if event.retry_at is not None:
+            # Nothing that the code can see; the command stays open, and is handed out again after a replay.
+            self._match_step(event, "failed", keep=True)
+            return
+        asked = self._match_step(event, "failed")
+        del self._asked[event.no]
+        self._fail_waiter(asked, event.error)
+
+    def _on_timer_fired(self, event: TimerFired) -> None:
+        asked = self._asked.get(event.no)
+        command = asked.command if asked is not None else None
+        if asked is None or type(command) is not StartTimer or command.until != event.until:
+            raise self._mismatch(
+                f"the timer of command {event.no} set for {event.until} fired here", self._describe(event.no)
+            )
+        del self._asked[event.no]
+        self._untaken.pop(event.no, None)
+        if asked.waiter is not None and not asked.waiter.done():
+            asked.waiter.set_result(None)
+
+    def _on_child_started(self, event: ChildStarted) -> None:
+        asked = self._asked.get(event.no)
+        command = asked.command if asked is not None else None
+        if type(command) is not StartChild or (command.workflow.name, command.child_id) != (event.name, event.child):
+            raise self._mismatch(
+                f"workflow {event.name!r} was started as child {event.child!r} (command {event.no})", self._describe(event.no)
+            )
+        self._compare(command.input, event.input, command.workflow.canonical_args, f"the input of child {event.child!r}")
+        self._untaken.pop(event.no, None)
+
+    def _on_child_completed(self, event: ChildCompleted) -> None:
+        asked, workflow = self._match_child(event)
+        if asked.waiter is not None and not asked.waiter.done():
+            asked.waiter.set_result(self._decode(workflow.decode_result, event.result, f"child {event.child!r}"))
+
+    def _on_child_failed(self, event: ChildFailed) -> None:
+        self._fail_waiter(self._match_child(event)[0], event.error)
+
+    def _on_message_sent(self, event: MessageSent) -> None:
+        asked = self._asked.get(event.no)
+        command = asked.command if asked is not None else None
+        if type(command) is not SendMessage or (command.to, command.topic) != (event.to, event.topic):
+            raise self._mismatch(f"a message was sent to {event.to!r} (command {event.no})", self._describe(event.no))
+        self._compare(command.value, event.value, None, f"the message to {event.to!r}")
+        del self._asked[event.no]
+        self._untaken.pop(event.no, None)
+
+    def _on_message_received(self, event: MessageReceived) -> None:
+        receivers = self._receivers.get(event.topic) if self._receivers else None
+        while receivers:
+            waiter = receivers.popleft()
+            if not waiter.done():
+                waiter.set_result(event.value)
+                return
+        self._hold(event.topic, event.value)
+
+    def _on_completed(self, event: WorkflowCompleted) -> None:
+        end = self._end
+        if type(end) is not Complete:
+            raise self._mismatch("the workflow returned here", self._describe_end())
+        self._compare(end.result, event.result, self.workflow.canonical_result, "the result")
+        self._untaken.clear()
+
+    def _on_failed(self, event: WorkflowFailed) -> None:
+        end = self._end
+        recorded, asked = _kind_of(event.error), _kind_of(end.error) if type(end) is Fail else ""
+        if recorded != asked:
+            raise self._mismatch(f"the workflow failed here with {recorded}", self._describe_end())
+        self._untaken.clear()
+
+    def _on_cancelled(self, event: WorkflowCancelled) -> None:
+        self.finished = True
+        self.evict()
+
+    def _on_parked(self, event: Parked) -> None:
+        """A note for people; the code never knows."""
+
+    def _match_step(self, event: StepCompleted | StepFailed, verb: str, *, keep: bool = False) -> _Asked:
+        asked = self._asked.get(event.no)
+        command = asked.command if asked is not None else None
+        if asked is None or type(command) is not RunStep or command.step.name != event.name:
+            raise self._mismatch(f"step {event.name!r} {verb} here (command {event.no})", self._describe(event.no))
+        if command.step.options.compare == "args":
+            self._compare(command.args, event.args, command.step.canonical_args, f"the arguments of step {event.name!r}")
+        if not keep:
+            self._untaken.pop(event.no, None)
+        return asked
+
+    def _match_child(self, event: ChildCompleted | ChildFailed) -> tuple[_Asked, Workflow[..., Any]]:
+        asked = self._asked.get(event.no)
+        command = asked.command if asked is not None else None
+        if asked is None or type(command) is not StartChild or command.child_id != event.child:
+            raise self._mismatch(f"child {event.child!r} ended here (command {event.no})", self._describe(event.no))
+        del self._asked[event.no]
+        self._untaken.pop(event.no, None)
+        return asked, command.workflow
+
+    def _compare(self, live: bytes, recorded: Raw, canonical: Callable[[Any], bytes] | None, what: str) -> None:
+        """Raise HistoryMismatch unless both say the same to today's types; equal bytes are the common case."""
+        if live == bytes(recorded):
+            return
+        if canonical is not None:
+            try:
+                if canonical(live) == canonical(recorded):
+                    return
+            except DecodeFailed:
+                pass
+        raise self._mismatch(f"{what} were others", "gives these", show_difference(recorded, live))
+
+    def _decode(self, decode: Callable[[Any], Any], raw: Raw, what: str) -> Any:
+        try:
+            return decode(raw)
+        except DecodeFailed as exc:
+            raise self._mismatch(f"{what} gave {_cut(raw)} here", f"declares another type for it ({exc.problem})") from exc
+
+    def _fail_waiter(self, asked: _Asked, error: RecordedError) -> None:
+        if asked.waiter is None or asked.waiter.done():
+            return
+        try:
+            exc = rebuild_error_exactly(error)
+        except ErrorClassNotFound as problem:
+            raise self._mismatch(f"{_kind_of(error)} was raised here", f"has no such error class ({problem})") from problem
+        asked.waiter.set_exception(exc)
+
+    def _mismatch(self, expected: str, got: str, diff: str = "") -> HistoryMismatch:
+        if self._refused_input:
+            got = f"cannot read the workflow's input ({self._refused_input})"
+        return HistoryMismatch(self.workflow_id, self._seq, expected, got, diff)
+
+    def _describe(self, no: int) -> str:
+        """Say what the code did instead of asking for what the event of command `no` answers."""
+        asked = self._asked.get(no)
+        if asked is not None:
+            command = asked.command
+            return f"asks for {_describe_command(command)} as command {no}"
+        if no < self._next_no:
+            return f"has had the answer to command {no} before"
+        return self._describe_end() if self._end is not None else f"has asked for {self._next_no} commands only, and waits"
+
+    def _describe_end(self) -> str:
+        end = self._end
+        if end is None:
+            open_ = [_describe_command(a.command) for a in self._asked.values() if a.waiter is not None]
+            return f"waits for {', '.join(open_[:3])}" if open_ else "waits"
+        return "returns" if type(end) is Complete else f"fails with {_kind_of(cast(Fail, end).error)}"
+
+
+class _Deadline:
+    """The waiter of a `recv`'s timer: when it fires, the receiver is told."""
+
+    __slots__ = ("instance", "receiver", "timeout", "topic", "what")
+
+    def __init__(self, instance: Instance, receiver: Waiter, topic: str, what: str, timeout: int) -> None:
+        self.instance, self.receiver, self.topic, self.what, self.timeout = instance, receiver, topic, what, timeout
+
+    def done(self) -> bool:
+        return self.receiver.done()
+
+    def set_result(self, value: Any, /) -> None:
+        self.instance._drop_receiver(self.topic, self.receiver)
+        where = f"{self.what} in workflow {self.instance.workflow_id!r}"
+        self.receiver.set_exception(TimedOut(where, str(timedelta(microseconds=self.timeout))))
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self.receiver.set_exception(error)
+
+
+class ChildHandle(Generic[R]):
+    """A child's handle inside the workflow that started it: waiting on it is durable."""
+
+    __slots__ = ("_instance", "_no", "_waiter", "id")
+
+    def __init__(self, instance: Instance, id: str, no: int, waiter: Waiter) -> None:
+        self._instance = instance
+        self._no = no
+        self._waiter = waiter
+        self.id = id
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the child in a `def` workflow and return its result; raises its error, or TimedOut."""
+        instance = self._check("result")
+        if instance.is_async:
+            raise WrongCall("handle.result() was called in an async def workflow", "Write await handle.aresult() there.")
+        return cast(R, instance._greenlets.wait_for(self._waiter, self._until(timeout), f"child {self.id!r}"))
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """Wait for the child in an `async def` workflow and return its result; raises its error, or TimedOut."""
+        import asyncio
+
+        instance = self._check("aresult")
+        if not instance.is_async:
+            raise WrongCall("handle.aresult() was called in a def workflow", "Write handle.result() there.")
+        future = asyncio.shield(cast("asyncio.Future[R]", self._waiter))
+        if timeout is None:
+            return await future
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            if self._waiter.done():
+                raise
+            raise TimedOut(f"child {self.id!r}", str(timedelta(seconds=timeout))) from None
+
+    def status(self) -> str:
+        """A child's state is not known inside its parent's code: only its end is, as an event."""
+        raise WrongCall("handle.status() was called inside a workflow", "Wait for handle.result(), or ask app.get(id) from outside.")
+
+    def _check(self, call: str) -> Instance:
+        if find_instance() is not self._instance:
+            raise WrongCall(
+                f"handle.{call}() of child {self.id!r} was called outside of the workflow that started it",
+                "Pass handle.id on, and use app.get(id) there.",
+            )
+        return self._instance
+
+    def _until(self, timeout: float | None) -> int | None:
+        return None if timeout is None else self._instance.now + round(timeout * 1_000_000)
+
+
+def _describe_command(command: Command) -> str:
+    match command:
+        case RunStep():
+            return f"step {command.step.name!r}"
+        case StartTimer():
+            return f"a timer for {command.until}"
+        case StartChild():
+            return f"workflow {command.workflow.name!r} as child {command.child_id!r}"
+        case SendMessage():
+            return f"a message to {command.to!r}"
+        case _:
+            return type(command).__name__
+
+
+def _kind_of(error: RecordedError) -> str:
+    return f"{error.module}.{error.qualname}"
+
+
+def _cut(raw: Raw) -> str:
+    text = bytes(raw).decode("utf-8", "replace")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_TAKE_IN: Final[dict[type[Any], Callable[[Instance, Any], None]]] = {
+    WorkflowStarted: Instance._on_started,
+    StepCompleted: Instance._on_step_completed,
+    StepFailed: Instance._on_step_failed,
+    TimerFired: Instance._on_timer_fired,
+    ChildStarted: Instance._on_child_started,
+    ChildCompleted: Instance._on_child_completed,
+    ChildFailed: Instance._on_child_failed,
+    MessageSent: Instance._on_message_sent,
+    MessageReceived: Instance._on_message_received,
+    WorkflowCompleted: Instance._on_completed,
+    WorkflowFailed: Instance._on_failed,
+    WorkflowCancelled: Instance._on_cancelled,
+    Parked: Instance._on_parked,
+}

@@ -1,0 +1,206 @@
+"""The body of a `def` workflow: greenlets that switch out to the driver when they wait, and back in for the answer.
+
+A waiting `def` workflow is a few KB of saved stack and no thread. Greenlets cannot change threads, so an
+instance is driven and closed on the thread that began it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, cast
+
+from greenlet import getcurrent, greenlet
+
+from refold.core._errors import Evicted, TimedOut
+from refold.core._home import home
+
+if TYPE_CHECKING:
+    from refold.core._driver import Instance, Waiter
+
+
+class Answer:
+    """What a greenlet waits on: it is made ready when the answer comes."""
+
+    __slots__ = ("_body", "_done", "error", "value", "waiting")
+
+    def __init__(self, body: "GreenletBody") -> None:
+        self._body = body
+        self._done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.waiting: greenlet | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, value: Any, /) -> None:
+        self.value = value
+        self._wake()
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._done = True
+        waiting = self.waiting
+        if waiting is not None:
+            self.waiting = None
+            self._body.ready.append(waiting)
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class GreenletBody:
+    """Runs a plain function and its branches until each of them waits or ends."""
+
+    __slots__ = ("_branches", "_context", "_hub", "_instance", "outcome", "ready")
+
+    def __init__(self, instance: "Instance") -> None:
+        self._instance = instance
+        self._context = Context()
+        self._context.run(home.set, instance.home)
+        self._hub: greenlet | None = None
+        self._branches: dict[greenlet, None] = {}
+        self.ready: deque[greenlet] = deque()
+        self.outcome: tuple[Any, BaseException | None] | None = None
+
+    def new_waiter(self) -> Answer:
+        return Answer(self)
+
+    def start(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def main() -> None:
+            try:
+                value = fn(*args, **kwargs)
+            except Evicted:
+                raise
+            except BaseException as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
+                self.outcome = (None, exc)
+            else:
+                self.outcome = (value, None)
+
+        self._spawn(main, self._context)
+
+    def begin_branch(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        answer = Answer(self)
+
+        def branch() -> None:
+            try:
+                value = fn(*args, **kwargs)
+            except Evicted:
+                raise
+            except Exception as exc:
+                answer.set_exception(exc)
+            except BaseException as exc:
+                self.outcome = (None, exc)
+            else:
+                answer.set_result(value)
+
+        self._spawn(branch, getcurrent().gr_context.copy())  # type: ignore[union-attr]  # set: we run in a branch
+        return answer
+
+    def drain(self) -> None:
+        """Run what is ready until everything waits, or the workflow has ended."""
+        host = asyncio._get_running_loop()
+        if host is not None:
+            asyncio._set_running_loop(None)
+        self._hub = hub = getcurrent()
+        mark = self._instance.home
+        mark.instance = self._instance
+        ready = self.ready
+        try:
+            while ready:
+                branch = ready.popleft()
+                if branch.parent is not hub:
+                    branch.parent = hub
+                branch.switch()
+                if branch.dead:
+                    self._branches.pop(branch, None)
+                if self.outcome is not None:
+                    return
+        finally:
+            mark.instance = None
+            self._hub = None
+            if host is not None:
+                asyncio._set_running_loop(host)
+
+    def wait(self, waiter: "Waiter") -> Any:
+        """Wait, in the greenlet that calls, and return the answer or raise it."""
+        answer = cast(Answer, waiter)
+        me = getcurrent()
+        while not answer._done:
+            answer.waiting = me
+            cast(greenlet, self._hub).switch()
+        return answer.result()
+
+    def wait_all(self, waiters: "Sequence[Waiter]", *, return_exceptions: bool) -> tuple[Any, ...]:
+        """Wait for all; unless exceptions are to be returned, the first to come is raised at once."""
+        answers = cast("Sequence[Answer]", waiters)
+        me = getcurrent()
+        while True:
+            waits = False
+            for answer in answers:
+                if not answer._done:
+                    answer.waiting = me
+                    waits = True
+                elif answer.error is not None and not return_exceptions:
+                    for other in answers:
+                        other.waiting = None
+                    raise answer.error
+            if not waits:
+                return tuple(a.error if a.error is not None else a.value for a in answers)
+            cast(greenlet, self._hub).switch()
+
+    def wait_for(self, waiter: "Waiter", until: int | None, what: str) -> Any:
+        """Wait until the answer comes or the log's clock reaches `until`; then raise TimedOut."""
+        if until is None or waiter.done():
+            return self.wait(waiter)
+        instance = self._instance
+        answer, timer = cast(Answer, waiter), Answer(self)
+        no = instance._next_no
+        before = instance.now
+        if until > before:
+            instance.ask_timer(until, timer)
+            me = getcurrent()
+            while not answer._done and not timer._done:
+                answer.waiting = timer.waiting = me
+                cast(greenlet, self._hub).switch()
+            answer.waiting = timer.waiting = None
+            instance.cancel(no)
+        if answer._done:
+            return answer.result()
+        raise TimedOut(what, f"{(until - before) / 1_000_000:g} s")
+
+    def has_branches(self) -> bool:
+        return any(not branch.dead for branch in self._branches)
+
+    def close(self) -> None:
+        """Throw Evicted into every greenlet that still lives, in its own context."""
+        hub = getcurrent()
+        host = asyncio._get_running_loop()
+        if host is not None:
+            asyncio._set_running_loop(None)
+        try:
+            self.ready.clear()
+            for branch in list(self._branches):
+                if not branch.dead:
+                    branch.parent = hub
+                    try:
+                        branch.throw(Evicted)
+                    except BaseException:  # Evicted itself, or what a `finally` made of it: nobody is left to tell
+                        pass
+            self._branches.clear()
+            self.outcome = None
+        finally:
+            if host is not None:
+                asyncio._set_running_loop(host)
+
+    def _spawn(self, run: Callable[[], None], context: Context) -> None:
+        branch = greenlet(run, self._hub)
+        branch.gr_context = context
+        self._branches[branch] = None
+        self.ready.append(branch)
