@@ -46,12 +46,15 @@ _MAJOR: Final = 18
 _SYSTEM_FOLDER: Final = Path("/var/lib/refold")
 _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 20
-# The kernel gives a socket's path 108 bytes on Linux and 104 on macOS; Postgres appends /.s.PGSQL.65535.lock to it.
+# How long the sessions of a server that was killed may take to notice it.
+_LEFT_OVER_SECONDS: Final = 10
+# The kernel gives a socket's path 108 bytes on Linux and 104 on macOS; Postgres appends /.s.PGSQL.65535.lock
+# to it.
 _SOCKET_FOLDER_LENGTH: Final = 80
 _LOG_BYTES: Final = 10_000_000
 
-# Beyond what initdb chooses. No TCP: other users of the machine could then connect as anyone, while the socket's
-# folder lets in the server's user (and root) only.
+# Beyond what initdb chooses. No TCP: other users of the machine could then connect as anyone, while the
+# socket's folder lets in the server's user (and root) only.
 _SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "",
     "port": "5432",
@@ -122,7 +125,8 @@ class EmbeddedFailed(EmbeddedError):
 
 
 def find_project_dir(start_dir: Path | None = None) -> Path:
-    """Return the nearest folder from `start_dir` upwards that has pyproject.toml or .git, else `start_dir` itself.
+    """Return the nearest folder from `start_dir` upwards that has pyproject.toml or .git, else `start_dir`
+    itself.
 
     Without `start_dir` the search begins at the current folder. The answer is absolute, with links resolved.
     """
@@ -137,15 +141,15 @@ def embedded_postgres(start_dir: Path | None = None, *, keep: bool | None = None
     """Return the project's own Postgres, running and ready; started if it was not.
 
     The project is the one that `start_dir` (default: the current folder) lies in. The server is shared with
-    every other process that asks for it there, and stops when the last of them has closed it or ended. `keep=True`
-    leaves it up after that, for whoever comes next; `keep=False` takes that back; None changes nothing.
+    every other process that asks for it there, and stops when the last of them has closed it or ended.
+    `keep=True` leaves it up after that, for whoever comes next; `keep=False` takes that back; None changes
+    nothing.
 
-    Blocks for two to three seconds the first time, half a second when the data exist, and some milliseconds when the
-    server runs. May be called more than once in a process; each result is closed by itself.
+    Blocks for two to three seconds the first time, half a second when the data exist, and some milliseconds
+    when the server runs. May be called more than once in a process; each result is closed by itself.
 
-    Raises EmbeddedMissing without the extra `embedded`; DataFolderVersion and DataFolderInUse for a data folder that
-    this server must not touch; EmbeddedFailed, with the server's own words, for all else.
-    """
+    Raises EmbeddedMissing without the extra `embedded`; DataFolderVersion and DataFolderInUse for a data
+    folder that this server must not touch; EmbeddedFailed, with the server's own words, for all else."""
     programs = packaged_programs()
     return open_server(find_project_dir(start_dir) / ".refold", programs, keep=keep)
 
@@ -194,7 +198,8 @@ class EmbeddedServer:
 
 
 def _forget_after_fork() -> None:
-    # A forked child is no user: with a copy of the lock it would keep the server from ending after its parent.
+    # A forked child is no user: with a copy of the lock it would keep the server from ending after its
+    # parent.
     for server in list(_open_servers):
         server._closed = True
         server._locks.drop()
@@ -207,7 +212,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 @dataclass(frozen=True)
 class Programs:
-    """Where a Postgres is installed: `root / bin` holds initdb, pg_ctl and postgres, `parts` of `root` all they need."""
+    """An installed Postgres: initdb, pg_ctl and postgres are in `root / bin`; `parts` of `root` is all they need."""
 
     root: Path
     bin: str
@@ -224,7 +229,8 @@ def packaged_programs() -> Programs:
     programs = f"{_PACKAGE}/pginstall{_MAJOR}"
     if not (package.parent / programs / "bin" / "postgres").exists():
         raise EmbeddedMissing
-    # The wheel's shared libraries lie beside the package and are found by a relative path: they move together.
+    # The wheel's shared libraries lie beside the package and are found by a relative path: they move
+    # together.
     parts = [programs, f"{_PACKAGE}.libs", f"{_PACKAGE}/.dylibs"]
     found = tuple(part for part in parts if (package.parent / part).exists())
     return Programs(package.parent, f"{programs}/bin", found, _MAJOR)
@@ -235,17 +241,21 @@ def open_server(
 ) -> EmbeddedServer:
     """Do what `embedded_postgres` promises, for a given `folder`, Postgres and settings (the tests have several)."""
     _make_folder(folder)
-    cluster = _Cluster(folder, programs, {**_SETTINGS, **(settings or {})})
     locks = _Locks(folder)
+    cluster = _Cluster(folder)
     try:
         with locks.alone():
             if keep is not None:
                 _mark(folder / "keep", keep)
-            address = cluster.find_running() or cluster.start()
+            address = cluster.find_running(programs.major)
+            if address is None:
+                address = cluster.start(programs, {**_SETTINGS, **(settings or {})})
             locks.enter()
-    except BaseException:
+    except BaseException as exc:
         # Also on Ctrl-C: what was started and has no user must not stay.
         _leave_after_failure(cluster, locks)
+        if isinstance(exc, OSError):
+            raise EmbeddedFailed(str(cluster.data_dir), "start", _said(exc)) from exc
         raise
     return EmbeddedServer(cluster, address, locks)
 
@@ -260,7 +270,7 @@ def stop_unused(folder: Path) -> bool:
             if not locks.is_last_user():
                 return False
             _mark(folder / "keep", False)
-            _Cluster(folder, None, {}).stop()
+            _Cluster(folder).stop()
             return True
     finally:
         locks.drop()
@@ -292,18 +302,20 @@ def _mark(file: Path, present: bool) -> None:
 
 
 class _Locks:
-    """The locks `start` and `users` of one use of the server. Each use has its own open files: `flock` belongs to them.
+    """The locks `start` and `users` of one use of the server. Each use has its own open files: `flock`
+    belongs to them.
 
-    Every change of `users` is made while `start` is held. So changing shared into exclusive, which the kernel does in
-    two moves, has nobody who could come in between.
-    """
+    Every change of `users` is made while `start` is held. So changing shared into exclusive, which the kernel
+    does in two moves, has nobody who could come in between."""
 
     def __init__(self, folder: Path) -> None:
         try:
             self._start = _open_lock(folder / "start")
             self._users = _open_lock(folder / "users")
         except OSError as exc:
-            raise EmbeddedFailed(str(folder), "open its lock files", _said(exc)) from exc
+            owner = _user_name(folder.stat().st_uid)
+            reason = f"{_said(exc)} (the folder belongs to {owner}, we are {_user_name(os.geteuid())})"
+            raise EmbeddedFailed(str(folder), "open its lock files", reason) from exc
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -391,9 +403,9 @@ class _Account:
 def _find_account(project_dir: Path, data_dir: Path | None) -> _Account | None:
     """Return whom the server shall run as: None for ourselves; as root, somebody without rights.
 
-    That is the owner of the data if there are any, else the project's owner (so that they can go on without root),
-    else a user that the system has for such things. No user is created. initdb wants one that has a name.
-    """
+    That is the owner of the data if there are any, else the project's owner (so that they can go on without
+    root), else a user that the system has for such things. No user is created. initdb wants one that has a
+    name."""
     if os.geteuid() != 0:
         return None
     folders = [folder for folder in (data_dir, project_dir) if folder is not None and folder.exists()]
@@ -414,15 +426,12 @@ def _find_account(project_dir: Path, data_dir: Path | None) -> _Account | None:
 class _Cluster:
     """The data folder and its server. All methods but the constructor want the lock `start` held."""
 
-    def __init__(self, folder: Path, programs: Programs | None, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = settings
         self.was_started = False
-        chosen = self._find_data_dir()
-        self._account = _find_account(folder.parent, chosen)
-        self.data_dir = chosen or self._place_data_dir()
-        self._programs = programs
-        self._bin: Path | None = None
+        found = self._find_data_dir()
+        self._account = _find_account(folder.parent, found)
+        self.data_dir = found or self._place_data_dir()
 
     def _find_data_dir(self) -> Path | None:
         pointer = self.folder / "data-folder"
@@ -442,24 +451,27 @@ class _Cluster:
         name = f"{self.folder.parent.name}-{_short_hash(self.folder)}"
         return _SYSTEM_FOLDER / "data" / name / "postgres"
 
-    def find_running(self) -> _Address | None:
+    def find_running(self, major: int) -> _Address | None:
         """Return the address of the running server, ready; None if there is none that could be in the way.
 
-        The lock `server` tells: a server of ours holds it as long as one of its processes lives, also where its
-        process ID means nothing (in another container) or something else by now (after a restart of the machine).
-        """
+        The lock `server` tells: a server of ours holds it as long as one of its processes lives, also where
+        its process ID means nothing (in another container) or something else by now (after a restart of the
+        machine)."""
         if not self.data_dir.exists():
             return None
-        deadline = time.monotonic() + _START_SECONDS
+        began = time.monotonic()
         while self._is_server_alive():
             if (found := _PidFile.find(self.data_dir)) and (address := _connect(found)):
-                self._refuse_foreign(address)
+                if address.version.split(".")[0] != str(major):
+                    raise DataFolderVersion(str(self.data_dir), address.version, str(major))
                 return address
             if found and _is_postgres(found.pid) and not Path(found.socket_dir).exists():
-                # Somebody swept the temporary folder. Nobody can come in any more; open connections reconnect.
+                # Somebody swept the temporary folder. Nobody can come in any more; open connections
+                # reconnect.
                 self.stop()
                 return None
-            if time.monotonic() > deadline:
+            patience = _START_SECONDS if found and _is_postgres(found.pid) else _LEFT_OVER_SECONDS
+            if time.monotonic() > began + patience:
                 pid = f"process {found.pid}" if found else "another machine or container"
                 raise DataFolderInUse(str(self.data_dir), f"a server that does not answer here ({pid})")
             time.sleep(0.05)  # it comes up, or goes down: neither has anything that could be waited on
@@ -467,19 +479,14 @@ class _Cluster:
         if found is None:
             return None
         if not _is_postgres(found.pid):
-            # Left by a killed server. Postgres would refuse to start if the number is now another process of this
-            # user, as it often is in a restarted container, so it goes.
+            # Left by a killed server. Postgres would refuse to start if the number is now another process of
+            # this user, as it often is in a restarted container, so it goes.
             (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
         elif _connect(found):
             raise DataFolderInUse(
                 str(self.data_dir), f"a server that was started by hand (process {found.pid})"
             )
         return None
-
-    def _refuse_foreign(self, address: _Address) -> None:
-        major = address.version.split(".")[0]
-        if major != str(self._programs.major):
-            raise DataFolderVersion(str(self.data_dir), major, str(self._programs.major))
 
     def _is_server_alive(self) -> bool:
         fd = _open_lock(self.folder / "server")
@@ -488,17 +495,14 @@ class _Cluster:
         finally:
             os.close(fd)
 
-    def start(self) -> _Address:
+    def start(self, programs: Programs, settings: Mapping[str, str]) -> _Address:
         """Start the server, with a new data folder if there is none; on return it takes connections."""
-        try:
-            self._bin = self._reachable_programs()
-            if not self.data_dir.exists():
-                self._init()
-            self._check_data_dir()
-            self._configure()
-            self._launch()
-        except OSError as exc:
-            raise EmbeddedFailed(str(self.data_dir), "start", _said(exc)) from exc
+        bin_dir = self._reachable(programs)
+        if not self.data_dir.exists():
+            self._init(programs.major, bin_dir)
+        self._check_data_dir(programs.major)
+        self._configure(settings)
+        self._launch(bin_dir)
         found = _PidFile.find(self.data_dir)
         address = _connect(found) if found else None
         if address is None:
@@ -507,7 +511,7 @@ class _Cluster:
 
     def stop(self) -> None:
         """Stop the server, if it runs; committed data are safe whichever way it goes down."""
-        found = _PidFile.find(self.data_dir)
+        found = self._find_pid_file()
         if found is None or not _is_postgres(found.pid):
             return
         os.kill(found.pid, signal.SIGINT)  # "fast": ends the sessions, writes a checkpoint
@@ -517,6 +521,15 @@ class _Cluster:
         socket_dir = Path(found.socket_dir)
         if socket_dir.name.startswith("refold-"):
             shutil.rmtree(socket_dir, ignore_errors=True)
+
+    def _find_pid_file(self) -> _PidFile | None:
+        """Return what a server wrote; one that is only just starting (we were interrupted) is waited for."""
+        deadline = time.monotonic() + 5
+        while (found := _PidFile.find(self.data_dir)) is None and time.monotonic() < deadline:
+            if not self._is_server_alive():
+                break
+            time.sleep(0.02)
+        return found
 
     def _wait_until_dead(self, seconds: float) -> bool:
         # The lock, not the process ID: where nobody reaps orphans a dead server stays a zombie.
@@ -535,25 +548,25 @@ class _Cluster:
     def _log(self) -> Path:
         return self.data_dir / "server.log"
 
-    def _reachable_programs(self) -> Path:
+    def _reachable(self, programs: Programs) -> Path:
         """Return the folder of the programs, or of a copy where the server's user cannot reach them (root's home)."""
-        bin_dir = self._programs.root / self._programs.bin
+        bin_dir = programs.root / programs.bin
         if self._account is None or _can_run(bin_dir / "postgres", self._account):
             return bin_dir
-        name = f"{self._programs.major}-{_short_hash(bin_dir, (bin_dir / 'postgres').stat().st_mtime_ns)}"
+        name = f"{programs.major}-{_short_hash(bin_dir, (bin_dir / 'postgres').stat().st_mtime_ns)}"
         copy = _SYSTEM_FOLDER / "programs" / name
         if not copy.exists():
             _make_system_folder(copy.parent)
             new = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=copy.parent))
-            for part in self._programs.parts:
-                shutil.copytree(self._programs.root / part, new / part, symlinks=True)
+            for part in programs.parts:
+                shutil.copytree(programs.root / part, new / part, symlinks=True)
             _open_to_all(new)
             with contextlib.suppress(FileExistsError, OSError):
                 new.rename(copy)  # a project next door may have been first
             shutil.rmtree(new, ignore_errors=True)
-        return copy / self._programs.bin
+        return copy / programs.bin
 
-    def _init(self) -> None:
+    def _init(self, major: int, bin_dir: Path) -> None:
         """Make the data folder. It gets its name only when it is whole: a kill half way leaves nothing to trip over."""
         parent = self.data_dir.parent
         if parent != self.folder:
@@ -565,12 +578,14 @@ class _Cluster:
         new.mkdir(mode=0o700)
         if self._account is not None:
             os.chown(new, self._account.uid, self._account.gid, follow_symlinks=False)
-        # Sorting by code point everywhere: no index of ours depends on what the machine's libc thinks of a locale.
+        # Sorting by code point everywhere: no index of ours depends on what the machine's libc thinks of a
+        # locale.
         locale = ["--locale=C"]
-        if self._programs.major >= 17:
+        if major >= 17:
             locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         self._run(
             "make the data folder",
+            bin_dir,
             [
                 "initdb",
                 "-D",
@@ -590,7 +605,7 @@ class _Cluster:
             conf.write("\ninclude = 'refold.conf'\n")
         new.rename(self.data_dir)
 
-    def _check_data_dir(self) -> None:
+    def _check_data_dir(self, major: int) -> None:
         status = self.data_dir.stat()
         if self._account is None and status.st_uid != os.geteuid():
             owner = _user_name(status.st_uid)
@@ -601,12 +616,12 @@ class _Cluster:
         except FileNotFoundError:
             reason = "it is no Postgres data folder (it has no PG_VERSION); move it away"
             raise EmbeddedFailed(str(self.data_dir), "open it", reason) from None
-        if found != str(self._programs.major):
-            raise DataFolderVersion(str(self.data_dir), found, str(self._programs.major))
+        if found != str(major):
+            raise DataFolderVersion(str(self.data_dir), found, str(major))
 
-    def _configure(self) -> None:
+    def _configure(self, settings: Mapping[str, str]) -> None:
         """Write the settings to a file, where, unlike on pg_ctl's command line, nothing in them meets a shell."""
-        settings = {**self.settings, "unix_socket_directories": str(self._make_socket_dir())}
+        settings = {**settings, "unix_socket_directories": str(self._make_socket_dir())}
         lines = [f"{name} = '{_quoted(value)}'\n" for name, value in settings.items()]
         conf = self.data_dir / "refold.conf"
         conf.unlink(missing_ok=True)
@@ -618,12 +633,18 @@ class _Cluster:
         if self._account is not None:
             os.chown(conf, self._account.uid, self._account.gid, follow_symlinks=False)
 
+    def _share_with_owner(self) -> None:
+        """As root in somebody's project, give them what we made there, so that they can go on without root."""
+        if self._account is None or self._account.uid != self.folder.parent.stat().st_uid:
+            return
+        for path in (self.folder, *self.folder.iterdir()):
+            os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
+
     def _make_socket_dir(self) -> Path:
         """Return a folder for the socket: short, the server's user's own and closed to others.
 
-        Named after the data folder, so that the URL stays the same; should somebody else have taken that name in the
-        temporary folder, another one is made up.
-        """
+        Named after the data folder, so that the URL stays the same; should somebody else have taken that name
+        in the temporary folder, another one is made up."""
         uid = self._account.uid if self._account else os.geteuid()
         places = [tempfile.gettempdir(), "/tmp"]
         if self._account is None:
@@ -648,25 +669,30 @@ class _Cluster:
                 path = Path(tempfile.mkdtemp(prefix="refold-", dir=place))
                 if self._account is not None:
                     os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
-            for left in path.glob(".s.PGSQL.*"):  # by a killed server, whose number may be another process by now
+            for left in path.glob(
+                ".s.PGSQL.*"
+            ):  # by a killed server, whose number may be another process by now
                 left.unlink()
             return path
         reason = f"none of {', '.join(places)} is writable, reachable and short enough"
         raise EmbeddedFailed(str(self.data_dir), "place the socket", reason)
 
-    def _launch(self) -> None:
+    def _launch(self, bin_dir: Path) -> None:
         if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
             self._log.rename(self._log.with_suffix(".log.1"))
         logged = self._log.stat().st_size if self._log.exists() else 0
-        # pg_ctl, not the server itself, so that the server is nobody's child here. The lock's file goes down to it,
-        # and from it to all its processes: only when the last of them is gone can anybody else lock it.
+        # pg_ctl, not the server itself, so that the server is nobody's child here. The lock's file goes down
+        # to it, and from it to all its processes: only when the last of them is gone can anybody else lock
+        # it.
         lock = os.open(self.folder / "server", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try_lock(lock):
                 raise DataFolderInUse(str(self.data_dir), "a server that has just been started")
+            self._share_with_owner()
             self.was_started = True
             self._run(
                 "start",
+                bin_dir,
                 ["pg_ctl", "start", "-D", ".", "-l", "server.log", "-w", "-s", "-t", str(_START_SECONDS)],
                 cwd=self.data_dir,
                 lock=lock,
@@ -678,6 +704,7 @@ class _Cluster:
     def _run(
         self,
         doing: str,
+        bin_dir: Path,
         command: Sequence[str],
         *,
         cwd: Path,
@@ -688,13 +715,12 @@ class _Cluster:
 
         Paths are given relative to `cwd`: pg_ctl pastes them into a shell command.
         """
-        assert self._bin is not None
         # Not our PGPORT, PGDATA and so on; messages in English, for the log may end in a bug report.
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
         # A file, not a pipe: the server inherits it and would hold the pipe open for ever.
         with tempfile.TemporaryFile() as output:
             result = subprocess.run(
-                [str(self._bin / command[0]), *command[1:]],
+                [str(bin_dir / command[0]), *command[1:]],
                 cwd=cwd,
                 env={**env, "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
