@@ -138,6 +138,14 @@ class MessageReceived(_Event, frozen=True):
     value: Raw
 
 
+class WatcherAdded(_Event, frozen=True):
+    """Another workflow asked for this one as its child, found it running, and waits for its end too."""
+
+    parent: str
+    parent_no: int
+    message_id: str = ""
+
+
 class WorkflowCompleted(_Event, frozen=True):
     """The workflow returned `result`. Nothing follows in the stream."""
 
@@ -196,6 +204,7 @@ Event = (
     | ChildFailed
     | MessageSent
     | MessageReceived
+    | WatcherAdded
     | WorkflowCompleted
     | WorkflowFailed
     | WorkflowCancelled

@@ -188,7 +188,7 @@ begin
     if h_id is not null then
         update refold.workflows w
            set status = h.status, owner = h.owner, due_at = h.due, finished_at = h.finished, fingerprint = h.fingerprint,
-               alone = w.alone and h.owner is not null
+               alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
           from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
                as h(id, status, owner, due, finished, fingerprint)
          where w.workflow_id = h.id and w.owner = f_worker;
@@ -248,7 +248,7 @@ end $$;
 create or replace function refold.claim(
     f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint,
     f_names text[], f_fingerprints text[], f_room int, f_alone boolean
-) returns table (workflow_id text, name text, source text) language plpgsql as $$
+) returns table (workflow_id text, name text, suspicion smallint, alone_deaths smallint) language plpgsql as $$
 #variable_conflict use_column
 declare
     now_ timestamptz := refold.log_now();
@@ -279,7 +279,7 @@ begin
        set owner = f_worker, status = 'running', alone = f_alone, due_at = now_,
            claimed_seq = (select coalesce(max(e.seq) + 1, 0) from refold.events e where e.workflow_id = w.workflow_id)
      where w.workflow_id in (select due.workflow_id from due union select mail.workflow_id from mail)
-    returning w.workflow_id, w.name, w.source;
+    returning w.workflow_id, w.name, w.suspicion, w.alone_deaths;
 end $$;
 
 -- One statement a tick: this worker's heartbeat, and all that an idle worker wants to know. Rows are
@@ -374,3 +374,34 @@ end $$;
 
 create or replace view refold.history as
 select workflow_id, seq, type, at, refold.as_text(body) as body from refold.events;
+
+-- The last act of a transactional step: fence and event, in the transaction of the user's own SQL (rule 15).
+create or replace function refold.record(
+    f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint,
+    e_id text, e_seq int, e_type text, e_at timestamptz, e_body bytea
+) returns void language plpgsql as $$
+begin
+    perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
+    insert into refold.events (workflow_id, seq, type, at, body) values (e_id, e_seq, e_type, e_at, e_body);
+end $$;
+
+-- A worker that is stuck in somebody's code gives itself up before the others blame its death on all that it holds:
+-- only `f_culprit` comes under suspicion.
+create or replace function refold.give_up(f_worker text, f_culprit text) returns void language plpgsql as $$
+begin
+    perform from refold.workers w where w.worker = f_worker order by w.lane for update;
+    update refold.workers w set epoch = epoch + 1, dead_at = clock_timestamp()
+     where w.worker = f_worker and w.dead_at is null;
+    update refold.workflows w
+       set owner = null, status = 'pending', due_at = refold.log_now(), alone = false,
+           suspicion = w.suspicion + (w.workflow_id is not distinct from f_culprit)::int,
+           alone_deaths = w.alone_deaths + (w.alone and w.workflow_id is not distinct from f_culprit)::int
+     where w.owner = f_worker;
+    perform pg_notify('refold_work', '');
+end $$;
+
+-- The regular end of a worker.
+create or replace function refold.leave(f_worker text) returns void language plpgsql as $$
+begin
+    delete from refold.workers w where w.worker = f_worker and w.dead_at is null;
+end $$;

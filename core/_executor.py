@@ -1,0 +1,925 @@
+"""The executor: read, decide, do, append. All of it on one thread, the engine's.
+
+Something happens (a step ended, a timer is due, mail came): it becomes an event, gets its seq, and is delivered to the
+workflow's driver; what the code asks for next becomes rows of the next flush. While one flush is on the wire, the
+next one fills. What reaches the outside (a step, an answer to a caller) waits until the events before it are durable.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from msgspec import Raw
+
+from refold.core._clock import LogClock
+from refold.core._commands import (
+    CancelCommand,
+    Command,
+    Complete,
+    Fail,
+    RunStep,
+    SendMessage,
+    StartChild,
+    StartTimer,
+)
+from refold.core._definitions import Workflow
+from refold.core._driver import HistoryMismatch, Instance
+from refold.core._errors import WorkflowIdReused
+from refold.core._failures import record_error
+from refold.core._resident import Resident, StepCall
+from refold.eventlog._errors import EventLogError, Fenced, StaleWriter
+from refold.eventlog._events import (
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    Event,
+    MessageReceived,
+    MessageSent,
+    Parked,
+    Recorded,
+    RecordedError,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+    WatcherAdded,
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowStarted,
+    decode_event,
+    encode_event,
+)
+from refold.eventlog._log import UNKNOWN, Append, Flushed, HeadChange, Lane, Message, NewEvent, NewWorkflow
+
+log = logging.getLogger("refold.worker")
+
+LINGER: Final = 1.0  # seconds that a waiting workflow stays in memory
+KEEP_IF_DUE_WITHIN: Final = 2_000_000  # microseconds: not worth an eviction
+MOST_RESIDENT: Final = 5_000  # beyond it waiting workflows are dropped at once
+MOST_APPENDS: Final = 1_000  # of one flush: bounds its size and so the latency of what is in it
+
+# Facts about the workflow that its code is not told; they don't move its time either.
+_NOT_FOR_CODE: Final = (WatcherAdded, Parked)
+
+
+class Outside(Protocol):
+    """What the executor asks of the worker that it is part of. Called on the engine's thread."""
+
+    def run_steps(self, calls: Sequence[StepCall]) -> None:
+        """Run these attempts; each comes back through `step_done` or `step_failed`."""
+
+    def drop_step(self, call: StepCall) -> None:
+        """Nobody waits for this attempt any more: cancel it where that is possible."""
+
+    def reload(self, workflow_id: str) -> None:
+        """Look whether this worker still owns it; if so, load it anew."""
+
+    def adopt_child(self, parent: str, no: int, child: str, workflow: str, digest: str) -> None:
+        """The child's ID existed already: find out what that means for the parent."""
+
+    def look_for_work(self) -> None:
+        """Claim what is due or has mail."""
+
+    def find_lost(self) -> None:
+        """Load what the heads say is ours and memory does not have."""
+
+    def committed(self, workflow_id: str, news: Sequence[Recorded]) -> None:
+        """These events are durable."""
+
+    def ended(self, workflow_id: str, event: Event) -> None:
+        """The workflow's end is durable."""
+
+    def fenced(self) -> None:
+        """This worker was declared dead."""
+
+    def broken(self, error: Exception) -> None:
+        """A flush failed in a way that no rule knows: nothing of it was written."""
+
+
+class Start:
+    """A start that waits for its flush: a new workflow, and whom to tell whether its ID was free."""
+
+    __slots__ = ("event", "new", "tell", "workflow")
+
+    def __init__(
+        self,
+        workflow: Workflow[..., Any],
+        new: NewWorkflow,
+        event: WorkflowStarted,
+        tell: Callable[[bool | None, Exception | None], None],
+    ) -> None:
+        self.workflow, self.new, self.event = workflow, new, event
+        self.tell = tell  # (existed already; None: the answer was lost, ask the head), or the error
+
+
+class Executor:
+    """Drives the workflows of one worker. Every method is called on the engine's thread."""
+
+    def __init__(self, worker: str, lane: Lane, clock: LogClock, outside: Outside, *, capacity: int) -> None:
+        self.worker = worker
+        self.clock = clock
+        self.residents: dict[str, Resident] = {}
+        self.accepting = True  # False: starts go to whoever has room
+        self.accepting_steps = True  # False: shutting down, what only waits is let go
+        self._lane = lane
+        self._outside = outside
+        self._capacity = capacity
+        self._loop = asyncio.get_running_loop()
+        self._dirty: dict[str, Append] = {}
+        self._starting: dict[str, list[Start]] = {}
+        self._senders: dict[str, list[Callable[[], None]]] = {}
+        self._waiting_durable: dict[str, list[Callable[[], None]]] = {}
+        self.loading: dict[str, list[tuple[str, Event]]] = {}  # being read from the log; mail that came meanwhile
+        self._idle: dict[str, Resident] = {}
+        self._timers: list[tuple[int, int, str, int]] = []
+        self._tiebreak = itertools.count()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._filled = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._on_the_wire: list[Append] = []
+        self._pump = asyncio.create_task(self._pump_flushes(), name="refold-flush")
+        self.driving_since: float | None = None  # monotonic; for the watchdog
+        self.driving: str | None = None
+
+    # What comes in --------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more workflows this worker takes in."""
+        if not self.accepting:
+            return 0
+        busy = len(self.residents) - len(self._idle) + len(self._starting)
+        return max(0, self._capacity - busy)
+
+    @property
+    def empty_handed(self) -> bool:
+        return not self.residents and not self._starting
+
+    def start(self, start: Start) -> None:
+        """Start a workflow in the next flush, owned by this worker if it has room."""
+        waiting = self._starting.get(start.new.workflow_id)
+        if waiting is not None:
+            waiting.append(start)
+            return
+        self._starting[start.new.workflow_id] = [start]
+        key = "+" + start.new.workflow_id
+        self._dirty[key] = Append(key, starts=[start.new])
+        self._filled.set()
+
+    def send(self, message: Message, tell: Callable[[], None]) -> None:
+        """Put a message into an inbox with the next flush."""
+        key = f"@{message.to}/{message.message_id}"
+        self._dirty[key] = Append(key, messages=[message])
+        self._senders.setdefault(key, []).append(tell)
+        self._filled.set()
+
+    def begin(self, workflow: Workflow[..., Any], new: NewWorkflow, event: WorkflowStarted) -> None:
+        """Take up a workflow whose start, owned by this worker, has just become durable."""
+        if new.workflow_id in self.residents:
+            return
+        resident = Resident(
+            new.workflow_id,
+            workflow,
+            Instance(workflow, new.workflow_id),
+            source=new.source,
+            parent=new.parent,
+            parent_no=new.parent_no,
+            next_seq=1,
+            durable_seq=1,
+            last_at=new.at,
+        )
+        self.residents[new.workflow_id] = resident
+        self._outside.committed(new.workflow_id, [Recorded(0, new.at, event)])
+        self._drive(resident, [Recorded(0, new.at, event)])
+        self._settle(resident)
+
+    def load(
+        self,
+        workflow: Workflow[..., Any],
+        workflow_id: str,
+        history: Sequence[Recorded],
+        mail: Iterable[tuple[str, Event]],
+        *,
+        deaths: int = 0,
+        alone: bool = False,
+        park: bool = False,
+    ) -> None:
+        """Replay a workflow that this worker claimed, and go on with what its code asks for now."""
+        if workflow_id in self.residents:
+            return
+        first = history[0].event
+        assert isinstance(first, WorkflowStarted), f"{workflow_id}: event 0 is {type(first).__name__}"
+        resident = Resident(
+            workflow_id,
+            workflow,
+            Instance(workflow, workflow_id),
+            source=first.source,
+            parent=first.parent,
+            parent_no=first.parent_no,
+            next_seq=len(history),
+            durable_seq=len(history),
+            last_at=history[-1].at,
+            deaths=deaths,
+            alone=alone,
+        )
+        self.residents[workflow_id] = resident
+        if park:
+            self._park(resident)
+            return
+        self._remember(resident, history)
+        resident.instance.replaying = True
+        self._drive(resident, history)
+        resident.instance.replaying = False
+        for message_id, event in mail:
+            self._fold(resident, message_id, event)
+        self._check_children(resident)
+        self._settle(resident)
+
+    def mail(self, workflow_id: str, message_id: str, event: Event) -> None:
+        """Fold a message from the inbox into its workflow's stream, if that is in memory here."""
+        resident = self.residents.get(workflow_id)
+        if resident is not None:
+            self._stimulus(resident, lambda: self._fold(resident, message_id, event))
+        elif workflow_id in self.loading:
+            self.loading[workflow_id].append((message_id, event))
+
+    def answer_child(self, parent: str, event: ChildCompleted | ChildFailed) -> None:
+        """Give a parent what became of a child whose ID existed already."""
+        resident = self.residents.get(parent)
+        if resident is not None and event.no in resident.children:
+            self._stimulus(resident, lambda: self._append(resident, event))
+
+    def wants(self, call: StepCall) -> bool:
+        """Whether the workflow still waits for the outcome of this very attempt."""
+        resident = self.residents.get(call.workflow_id)
+        return resident is not None and not call.over and resident.running.get(call.command.no) is call
+
+    def step_done(self, call: StepCall, result: bytes) -> None:
+        """Record that an attempt gave `result` (encoded)."""
+        self._step_ended(
+            call,
+            lambda no: StepCompleted(
+                no=no, name=call.command.step.name, args=Raw(call.command.args), result=Raw(result), attempt=call.attempt
+            ),
+        )
+
+    def step_failed(self, call: StepCall, error: RecordedError, retry_in: int | None, *, not_before: int = 0) -> None:
+        """Record that an attempt failed; try again `retry_in` microseconds from now, or tell the code if None."""
+
+        def failed(no: int) -> StepFailed:
+            retry_at = None if retry_in is None else max(self.clock.now() + retry_in, not_before)
+            return StepFailed(
+                no=no,
+                name=call.command.step.name,
+                args=Raw(call.command.args),
+                error=error,
+                attempt=call.attempt,
+                retry_at=retry_at,
+            )
+
+        self._step_ended(call, failed)
+
+    def _step_ended(self, call: StepCall, event: Callable[[int], StepCompleted | StepFailed]) -> None:
+        if not self.wants(call):
+            return
+        resident = self.residents[call.workflow_id]
+
+        def record() -> None:
+            if not self.wants(call):  # cancelled while it was kept back
+                return
+            del resident.running[call.command.no]
+            outcome = event(call.command.no)
+            if isinstance(outcome, StepFailed) and outcome.retry_at is not None:
+                resident.unstarted[call.command.no] = call.command
+            self._append(resident, outcome)
+
+        self._stimulus(resident, record)
+
+    # Transactional steps (rule 15) ----------------------------------------------------------------------------------
+
+    def reserve(
+        self, call: StepCall, result: bytes, give: Callable[[tuple[str, NewEvent, StepCompleted] | None], None]
+    ) -> None:
+        """Keep the stream's next seq for the event of a transactional step, once all before it is durable.
+
+        Until `release`, nothing else is appended to that workflow; `give` gets the event, or None when nobody waits
+        for the step any more.
+        """
+        if not self.wants(call):
+            give(None)
+            return
+        resident = self.residents[call.workflow_id]
+        if resident.held is not None:
+            resident.held.append(lambda: self.reserve(call, result, give))
+            return
+        resident.held = []
+        self._idle.pop(resident.id, None)
+        event = StepCompleted(
+            no=call.command.no,
+            name=call.command.step.name,
+            args=Raw(call.command.args),
+            result=Raw(result),
+            attempt=call.attempt,
+        )
+
+        def hand_out() -> None:
+            if resident.dead:
+                give(None)
+                return
+            at = max(self.clock.now(), resident.last_at)
+            give((resident.id, NewEvent(resident.next_seq, "StepCompleted", at, encode_event(event)), event))
+
+        self._when_durable(resident, hand_out)
+
+    def _when_durable(self, resident: Resident, action: Callable[[], None]) -> None:
+        if resident.part is None and resident.in_flight is None:
+            action()
+        else:
+            self._waiting_durable.setdefault(resident.id, []).append(action)
+
+    def release(self, call: StepCall, written: tuple[NewEvent, StepCompleted] | None) -> None:
+        """End a reservation: the step's own transaction wrote the event, or (None) wrote nothing."""
+        resident = self.residents.get(call.workflow_id)
+        if resident is None or resident.held is None:
+            return
+        held, resident.held = resident.held, None
+        if written is not None:
+            new, event = written
+            resident.running.pop(call.command.no, None)
+            resident.next_seq = resident.durable_seq = new.seq + 1
+            resident.last_at = new.at
+            self._outside.committed(resident.id, [Recorded(new.seq, new.at, event)])
+            self._drive(resident, [Recorded(new.seq, new.at, event)])
+        for stimulus in held:
+            if resident.held is None:
+                stimulus()
+            else:  # the first of them reserved again
+                resident.held.append(stimulus)
+        self._settle(resident)
+
+    def lost_race(self, call: StepCall) -> None:
+        """Another writer was first with the seq that a transactional step had reserved."""
+        resident = self.residents.get(call.workflow_id)
+        if resident is not None:
+            self._drop(resident)
+            self._outside.reload(call.workflow_id)
+
+    # Driving ----------------------------------------------------------------------------------------------------------
+
+    def _stimulus(self, resident: Resident, act: Callable[[], None]) -> None:
+        if resident.evicting:
+            resident.mail_missed = True  # its row is in the inbox, and it is claimable in a moment
+            return
+        if resident.ended or resident.dead:
+            return
+        if resident.held is not None:
+            resident.held.append(act)
+            return
+        act()
+        self._settle(resident)
+
+    def _append(self, resident: Resident, event: Event) -> None:
+        """Give `event` its place at the end of the stream, deliver it, and carry out what the code asks for then."""
+        if resident.ended:
+            return
+        at = max(self.clock.now(), resident.last_at)
+        recorded = Recorded(resident.next_seq, at, event)
+        part = self._part(resident)
+        part.events.append(NewEvent(recorded.seq, type(event).__name__, at, encode_event(event)))
+        resident.next_seq += 1
+        resident.last_at = at
+        resident.deaths = 0
+        resident.news.append(recorded)
+        self._remember(resident, (recorded,))
+        if not isinstance(event, _NOT_FOR_CODE):
+            self._drive(resident, (recorded,))
+
+    def _drive(self, resident: Resident, history: Sequence[Recorded]) -> None:
+        """Deliver events to the code, then carry out the commands that are left over."""
+        self.driving, self.driving_since = resident.id, time.monotonic()
+        seq = 0
+        try:
+            for seq, at, event in history:
+                if not isinstance(event, _NOT_FOR_CODE):
+                    resident.instance.deliver(at, event)
+            commands = resident.instance.take_commands()
+        except HistoryMismatch as mismatch:
+            self._stuck(resident, mismatch, seq)
+            return
+        except Exception as error:
+            # Not the user's code (its errors end the workflow) but ours. One workflow stands still, the others go on.
+            log.exception("workflow %s: the driver failed", resident.id, extra={"stream": resident.id})
+            self._stuck(resident, error, seq)
+            return
+        finally:
+            self.driving_since = None
+        for command in commands:
+            _HANDLERS[type(command)](self, resident, command)
+
+    def _remember(self, resident: Resident, history: Sequence[Recorded]) -> None:
+        """Keep what the executor itself needs to know of events: failed attempts, open children, folded mail."""
+        for _, _, event in history:
+            match event:
+                case StepFailed(no=no, attempt=attempt, retry_at=retry_at):
+                    if retry_at is None:
+                        resident.failures.pop(no, None)
+                        resident.retries.pop(no, None)
+                    else:
+                        resident.failures[no] = attempt
+                        command = resident.unstarted.pop(no, None)
+                        resident.retries[no] = (retry_at, command)  # type: ignore[assignment]
+                        if command is not None:
+                            self._set_alarm(resident, retry_at, no)
+                case StepCompleted(no=no):
+                    resident.failures.pop(no, None)
+                    resident.retries.pop(no, None)
+                case ChildStarted(no=no, child=child):
+                    resident.children[no] = child
+                case ChildCompleted(no=no, message_id=message_id) | ChildFailed(no=no, message_id=message_id):
+                    resident.children.pop(no, None)
+                    resident.folded.add(message_id)
+                case MessageReceived(message_id=message_id):
+                    resident.folded.add(message_id)
+                case WatcherAdded(parent=parent, parent_no=parent_no, message_id=message_id):
+                    resident.watchers.append((parent, parent_no))
+                    resident.folded.add(message_id)
+                case _:
+                    pass
+
+    def _fold(self, resident: Resident, message_id: str, event: Event) -> None:
+        """Append a message's event, and delete its inbox row in the same flush. One folded before is only deleted."""
+        if resident.ended:
+            return
+        part = self._part(resident)
+        part.folded.append(message_id)
+        if message_id not in resident.folded:
+            resident.folded.add(message_id)
+            self._append(resident, event)
+
+    # Commands ---------------------------------------------------------------------------------------------------------
+
+    def _run_step(self, resident: Resident, command: RunStep) -> None:
+        waiting = resident.retries.get(command.no)
+        if waiting is not None:  # found by replay: an attempt failed, the next one is due at a recorded time
+            resident.retries[command.no] = (waiting[0], command)
+            self._set_alarm(resident, waiting[0], command.no)
+            return
+        resident.unstarted[command.no] = command
+        resident.allowed_after.append((resident.next_seq, command))
+
+    def _start_timer(self, resident: Resident, command: StartTimer) -> None:
+        resident.timers[command.no] = command.until
+        self._set_alarm(resident, command.until, command.no)
+
+    def _cancel(self, resident: Resident, command: CancelCommand) -> None:
+        no = command.no
+        resident.timers.pop(no, None)
+        resident.retries.pop(no, None)
+        resident.unstarted.pop(no, None)
+        resident.allowed_after = [item for item in resident.allowed_after if item[1].no != no]
+        call = resident.running.pop(no, None)
+        if call is not None:
+            call.over = True
+            self._outside.drop_step(call)
+
+    def _start_child(self, resident: Resident, command: StartChild) -> None:
+        started = WorkflowStarted(
+            name=command.workflow.name,
+            input=Raw(command.input),
+            digest=command.digest,
+            parent=resident.id,
+            parent_no=command.no,
+        )
+        self._append(
+            resident,
+            ChildStarted(no=command.no, name=command.workflow.name, child=command.child_id, input=Raw(command.input)),
+        )
+        if resident.ended:
+            return
+        owner = self.worker if self.room > 0 else None
+        new = NewWorkflow(
+            command.child_id,
+            command.workflow.name,
+            command.digest,
+            resident.last_at,
+            encode_event(started),
+            owner=owner,
+            parent=resident.id,
+            parent_no=command.no,
+        )
+        parent, no = resident.id, command.no
+
+        def tell(existed: bool | None, error: Exception | None) -> None:
+            if existed is not False:
+                self._outside.adopt_child(parent, no, command.child_id, command.workflow.name, command.digest)
+
+        start = Start(command.workflow, new, started, tell)
+        waiting = self._starting.get(command.child_id)
+        if waiting is not None:  # somebody else's start of the same ID is on its way: that one decides
+            waiting.append(start)
+            return
+        self._starting[command.child_id] = [start]
+        self._part(resident).starts.append(new)
+
+    def _send_message(self, resident: Resident, command: SendMessage) -> None:
+        self._append(
+            resident,
+            MessageSent(
+                no=command.no,
+                to=command.to,
+                topic=command.topic,
+                value=Raw(command.value),
+                message_id=command.message_id,
+            ),
+        )
+        received = MessageReceived(message_id=command.message_id, topic=command.topic, value=Raw(command.value))
+        self._part(resident).messages.append(
+            Message(command.to, command.message_id, "MessageReceived", encode_event(received))
+        )
+
+    def _complete(self, resident: Resident, command: Complete) -> None:
+        self._end(resident, WorkflowCompleted(result=Raw(command.result)), "completed")
+
+    def _fail(self, resident: Resident, command: Fail) -> None:
+        self._end(resident, WorkflowFailed(error=command.error), "failed")
+
+    def _end(self, resident: Resident, event: WorkflowCompleted | WorkflowFailed, status: str) -> None:
+        self._append(resident, event)
+        part = self._part(resident)
+        part.head = HeadChange(status, None, finished_at=resident.last_at)
+        asked = list(resident.watchers)
+        if resident.parent is not None and resident.parent_no is not None:
+            asked.append((resident.parent, resident.parent_no))
+        for parent, no in asked:
+            part.messages.append(child_answer(parent, no, resident.id, event))
+        self._close(resident)
+
+    def _close(self, resident: Resident) -> None:
+        """Nothing more is appended to this stream by this copy: let go of all that still runs for it."""
+        resident.ended = True
+        resident.timers.clear()
+        resident.retries.clear()
+        resident.unstarted.clear()
+        resident.allowed_after.clear()
+        for call in resident.running.values():
+            call.over = True
+            self._outside.drop_step(call)
+        resident.running.clear()
+
+    def _stuck(self, resident: Resident, mismatch: Exception, seq: int) -> None:
+        """History and code differ: mark the head, for code with another fingerprint to take it up. Never an event."""
+        log.error("workflow %s is stuck: %s", resident.id, mismatch, extra={"stream": resident.id, "seq": seq})
+        if resident.part is not None and resident.part.events and resident.durable_seq < resident.next_seq:
+            # Events that the code did not accept must not become durable.
+            self._dirty.pop(resident.id, None)
+            resident.part = None
+        self._part(resident).head = HeadChange(
+            "stuck", None, due_at=self.clock.now(), fingerprint=resident.workflow.fingerprint
+        )
+        self._close(resident)
+
+    def _park(self, resident: Resident) -> None:
+        reason = (
+            f"its worker died {resident.deaths} times while running it, the last times with nothing else in hand; "
+            "look at the steps it was in"
+        )
+        log.error("workflow %s is parked: %s", resident.id, reason, extra={"stream": resident.id})
+        deaths = resident.deaths
+        self._append(resident, Parked(reason=reason, deaths=deaths))
+        self._part(resident).head = HeadChange("parked", None)
+        self._close(resident)
+
+    def _check_children(self, resident: Resident) -> None:
+        """After a replay: a child under an ID of the user's choosing may be somebody else's; ask again."""
+        for no, child in resident.children.items():
+            if child != f"{resident.id}/{no}":
+                self._outside.adopt_child(resident.id, no, child, "", "")
+
+    # Flushing -----------------------------------------------------------------------------------------------------------
+
+    def _part(self, resident: Resident) -> Append:
+        """Return the rows of this workflow that wait for the next flush."""
+        if resident.part is None:
+            resident.part = self._dirty[resident.id] = Append(resident.id)
+            self._filled.set()
+        return resident.part
+
+    async def _pump_flushes(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._dirty:
+                keys = list(itertools.islice(self._dirty, MOST_APPENDS))
+                batch = {key: self._dirty.pop(key) for key in keys}
+                for append in batch.values():
+                    resident = self.residents.get(append.stream)
+                    if resident is not None and resident.part is append:
+                        resident.part, resident.in_flight = None, append
+                self._on_the_wire = list(batch.values())
+                try:
+                    flushed = await self._lane.flush(self._on_the_wire)
+                except Fenced:
+                    self._loop.call_soon(self._outside.fenced)
+                    return
+                except Exception as error:
+                    self._loop.call_soon(self._outside.broken, error)
+                    return
+                # From a plain callback, not from this task: workflow code runs in tasks of its own.
+                done = self._loop.create_future()
+                self._loop.call_soon(self._flushed, batch, flushed, done)
+                await done
+                self._on_the_wire = []
+            if not self._dirty:
+                self._quiet.set()
+                self._quiet.clear()
+
+    def _flushed(self, batch: dict[str, Append], flushed: Flushed, done: asyncio.Future[None]) -> None:
+        done.set_result(None)
+        self.clock.refresh(flushed.log_time)
+        if UNKNOWN in flushed.existing:
+            self._outside.find_lost()
+        ready: list[StepCall] = []
+        for key, append in batch.items():
+            error = flushed.refused.get(append.stream)
+            if append.starts:
+                self._started(append, flushed, error)
+            resident = self.residents.get(append.stream)
+            if resident is not None and resident.in_flight is append:
+                resident.in_flight = None
+                if error is not None:
+                    self._refused(resident, error)
+                else:
+                    self._durable(resident, append, ready)
+            for tell in self._senders.pop(key, ()):
+                tell()
+            if error is None:
+                for message in append.messages:
+                    self.mail(message.to, message.message_id, decode_event(message.body))
+        if ready:
+            self._outside.run_steps(ready)
+        self._fire_due()
+
+    def _started(self, append: Append, flushed: Flushed, error: EventLogError | None) -> None:
+        for new in append.starts:
+            first, *others = self._starting.pop(new.workflow_id, None) or [None]
+            if first is None:
+                continue
+            existed: bool | None = new.workflow_id in flushed.existing
+            if not existed and UNKNOWN in flushed.existing:
+                existed = None
+            if error is None and existed is False and new.owner == self.worker and new.failed is None:
+                self.begin(first.workflow, first.new, first.event)
+            first.tell(existed, error)
+            for other in others:
+                other.tell(True if error is None else existed, error)
+
+    def _durable(self, resident: Resident, append: Append, ready: list[StepCall]) -> None:
+        """Let out what waited for these rows."""
+        resident.durable_seq += len(append.events)
+        if resident.news:
+            count = resident.durable_seq - resident.news[0].seq
+            news, resident.news = resident.news[:count], resident.news[count:]
+            self._outside.committed(resident.id, news)
+        else:
+            news = []
+        if append.head is not None:
+            missed = resident.mail_missed
+            self._drop(resident)
+            if append.head.finished_at is not None:
+                self._outside.ended(resident.id, news[-1].event)
+            elif missed:
+                self._outside.look_for_work()
+            return
+        for action in self._waiting_durable.pop(resident.id, ()) if resident.part is None else ():
+            action()
+        self._dispatch(resident, ready)
+        self._settle(resident)
+
+    def _refused(self, resident: Resident, error: EventLogError) -> None:
+        workflow_id = resident.id
+        self._drop(resident)
+        if isinstance(error, StaleWriter):
+            log.warning("workflow %s: %s", workflow_id, error, extra={"stream": workflow_id})
+            self._outside.reload(workflow_id)
+            return
+        log.error("workflow %s fails: %s", workflow_id, error, extra={"stream": workflow_id})
+        again = Resident(
+            workflow_id,
+            resident.workflow,
+            resident.instance,
+            parent=resident.parent,
+            parent_no=resident.parent_no,
+            next_seq=resident.durable_seq,
+            durable_seq=resident.durable_seq,
+            last_at=resident.last_at,
+        )
+        self.residents[workflow_id] = again
+        event = WorkflowFailed(error=record_error(error))
+        part = self._part(again)
+        part.events.append(NewEvent(again.next_seq, "WorkflowFailed", again.last_at, encode_event(event)))
+        again.news.append(Recorded(again.next_seq, again.last_at, event))
+        again.next_seq += 1
+        part.head = HeadChange("failed", None, finished_at=again.last_at)
+        if again.parent is not None and again.parent_no is not None:
+            part.messages.append(child_answer(again.parent, again.parent_no, workflow_id, event))
+        again.ended = True
+
+    def _dispatch(self, resident: Resident, ready: list[StepCall]) -> None:
+        """Release the steps whose every preceding event is durable now."""
+        if not resident.allowed_after or not self.accepting_steps:
+            return
+        later = []
+        for item in resident.allowed_after:
+            after, command = item
+            if after > resident.durable_seq:
+                later.append(item)
+                continue
+            resident.unstarted.pop(command.no, None)
+            failures = resident.failures.get(command.no, 0)
+            call = StepCall(resident.id, resident.workflow.name, command, failures + 1 + resident.deaths, failures)
+            resident.running[command.no] = call
+            ready.append(call)
+        resident.allowed_after = later
+
+    # Time ---------------------------------------------------------------------------------------------------------------
+
+    def _set_alarm(self, resident: Resident, when: int, no: int) -> None:
+        heapq.heappush(self._timers, (when, next(self._tiebreak), resident.id, no))
+        self._arm()
+
+    def _arm(self) -> None:
+        if not self._timers:
+            return
+        when = self._timers[0][0]
+        if self._alarm is not None:
+            if self._alarm_at <= when:
+                return
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._loop.call_later(max(0, when - self.clock.now()) / 1e6, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._fire_due()
+        self._arm()
+
+    def time_moved(self) -> None:
+        """The log's clock was read anew: what is due may be due earlier or later than thought."""
+        self._fire_due()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._arm()
+
+    def _fire_due(self) -> None:
+        now = self.clock.now()
+        ready: list[StepCall] = []
+        while self._timers and self._timers[0][0] <= now:
+            when, _, workflow_id, no = heapq.heappop(self._timers)
+            resident = self.residents.get(workflow_id)
+            if resident is None or resident.ended:
+                continue
+            if resident.timers.get(no) == when:
+                self._stimulus(resident, lambda r=resident, n=no, w=when: self._timer_fired(r, n, w))
+            elif (retry := resident.retries.get(no)) is not None and retry[0] == when and retry[1] is not None:
+                if resident.evicting:
+                    resident.mail_missed = True
+                    continue
+                del resident.retries[no]
+                resident.unstarted[no] = retry[1]
+                resident.allowed_after.append((resident.next_seq, retry[1]))
+                self._idle.pop(resident.id, None)
+                self._dispatch(resident, ready)
+        if ready:
+            self._outside.run_steps(ready)
+
+    def _timer_fired(self, resident: Resident, no: int, until: int) -> None:
+        if resident.timers.pop(no, None) is not None:
+            self._append(resident, TimerFired(no=no, until=until))
+
+    # Leaving memory -------------------------------------------------------------------------------------------------------
+
+    def _settle(self, resident: Resident) -> None:
+        """After something happened to it: dispatch what needs no flush; note whether it only waits now."""
+        if resident.dead:
+            return
+        if not self.accepting_steps:
+            resident.allowed_after.clear()
+        if resident.allowed_after and resident.part is None and resident.in_flight is None and resident.held is None:
+            ready: list[StepCall] = []
+            self._dispatch(resident, ready)
+            if ready:
+                self._outside.run_steps(ready)
+        if not resident.idle:
+            self._idle.pop(resident.id, None)
+        elif not self.accepting_steps:
+            self._let_go(resident, "pending")
+        elif resident.id not in self._idle:
+            resident.idle_since = time.monotonic()
+            self._idle[resident.id] = resident
+            if self._sweep is None:
+                self._sweep = self._loop.call_later(LINGER / 2, self._sweep_idle)
+
+    def _sweep_idle(self) -> None:
+        self._sweep = None
+        cut = time.monotonic() - (LINGER if len(self.residents) < MOST_RESIDENT and self.accepting else 0)
+        soon = self.clock.now() + KEEP_IF_DUE_WITHIN
+        for resident in list(self._idle.values()):
+            if resident.idle_since > cut:
+                break
+            wake = resident.next_wake()
+            if wake is None or wake > soon:
+                self._let_go(resident, "waiting")
+        if self._idle:
+            self._sweep = self._loop.call_later(LINGER / 2, self._sweep_idle)
+
+    def _let_go(self, resident: Resident, status: str) -> None:
+        """Write its wait into the head; with that durable it leaves memory and anybody may claim it when due."""
+        self._idle.pop(resident.id, None)
+        resident.evicting = resident.ended = True
+        due = self.clock.now() if status == "pending" else resident.next_wake()
+        self._part(resident).head = HeadChange(status, None, due_at=due)
+
+    def _drop(self, resident: Resident) -> None:
+        """Forget a workflow: its code is ended where it stands, explicitly, without effects (rule 4)."""
+        resident.dead = True
+        self._close(resident)
+        self._idle.pop(resident.id, None)
+        if resident.part is not None and self._dirty.get(resident.id) is resident.part:
+            del self._dirty[resident.id]
+        resident.part = None
+        if self.residents.get(resident.id) is resident:
+            del self.residents[resident.id]
+        for action in self._waiting_durable.pop(resident.id, ()):
+            action()
+        resident.instance.evict()
+
+    # The end of the executor ----------------------------------------------------------------------------------------------
+
+    async def drain(self, grace: float) -> bool:
+        """Release all workflows: those with no step in hand at once, the others as their steps end.
+
+        Returns whether all could be released within `grace` seconds.
+        """
+        self.accepting = self.accepting_steps = False
+        self._loop.call_soon(self._release_idle)
+        deadline = time.monotonic() + grace
+        while self.residents or self._starting or self._dirty or self._on_the_wire:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), min(left, 0.5))
+        return True
+
+    def _release_idle(self) -> None:
+        for resident in list(self.residents.values()):
+            resident.allowed_after.clear()
+            if resident.idle:
+                self._let_go(resident, "pending")
+
+    def abandon(self) -> None:
+        """Drop everything without another write: this worker was declared dead, or its grace is over."""
+        self._pump.cancel()
+        for handle in (self._alarm, self._sweep):
+            if handle is not None:
+                handle.cancel()
+        for resident in list(self.residents.values()):
+            self._drop(resident)
+        starting, self._starting = self._starting, {}
+        for starts in starting.values():
+            for start in starts:
+                start.tell(None, Fenced(self.worker))
+
+
+def child_answer(parent: str, no: int, child: str, event: WorkflowCompleted | WorkflowFailed) -> Message:
+    """Return the message that tells a parent how its child ended."""
+    message_id = f"child:{child}"
+    answer: ChildCompleted | ChildFailed
+    if isinstance(event, WorkflowCompleted):
+        answer = ChildCompleted(no=no, child=child, result=event.result, message_id=message_id)
+    else:
+        answer = ChildFailed(no=no, child=child, error=event.error, message_id=message_id)
+    return Message(parent, message_id, type(answer).__name__, encode_event(answer))
+
+
+def reused(child: str, found: str, expected: str) -> RecordedError:
+    """Return the error of a child whose ID belongs to another workflow or input."""
+    return record_error(WorkflowIdReused(child, found, expected))
+
+
+_HANDLERS: Final[dict[type[Command], Callable[[Executor, Resident, Any], None]]] = {
+    RunStep: Executor._run_step,
+    StartTimer: Executor._start_timer,
+    CancelCommand: Executor._cancel,
+    StartChild: Executor._start_child,
+    SendMessage: Executor._send_message,
+    Complete: Executor._complete,
+    Fail: Executor._fail,
+}

@@ -1,0 +1,253 @@
+"""Reading and tending what is stored: heads, histories, mail, ends. Nothing here writes to a running stream."""
+
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString
+
+import msgspec
+
+from refold.eventlog._arrays import Texts
+from refold.eventlog._connect import AsyncConnection, Line
+from refold.eventlog._events import Event, IdentitySealed, Recorded, WorkflowStarted, decode_event, encode_event
+from refold.eventlog._log import READ_STREAM, READ_STREAMS, recorded
+
+ENDED: Final = ("completed", "failed", "cancelled")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The row that indexes a workflow's stream. Times are microseconds since 1970 UTC."""
+
+    workflow_id: str
+    name: str
+    status: str
+    created_at: int
+    finished_at: int | None
+    source: str | None
+    parent: str | None
+    digest: str
+    owner: str | None
+    due_at: int | None
+    fingerprint: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.finished_at is not None or self.status == "deleted"
+
+
+class SourcePosition(msgspec.Struct, frozen=True):
+    """How far a source was handed over: `position` is the connector's own JSON, None for a source never read.
+
+    `stream` and `next_seq` are where the next PositionAdvanced goes; `label` is the name of the consumer.
+    """
+
+    source: str
+    stream: str
+    next_seq: int
+    position: bytes | None
+    label: str = ""
+    at: int = 0
+
+
+_HEAD: Final[LiteralString] = """
+    select workflow_id, name, status, created_at, finished_at, source, parent, digest, owner, due_at, fingerprint
+      from refold.workflows
+     where workflow_id = any(%s)
+"""
+
+# Newest first; the cursor is the last row of the page before.
+_LIST: Final[LiteralString] = """
+    select workflow_id, name, status, created_at, finished_at, source, parent, digest, owner, due_at, fingerprint
+      from refold.workflows
+     where status <> 'deleted'
+       and (%(status)s::text is null or status = %(status)s)
+       and (%(name)s::text is null or name = %(name)s)
+       and (%(at)s::bigint is null or (created_at, workflow_id) <
+            ('epoch'::timestamptz + %(at)s::bigint * interval '1 microsecond', %(id)s))
+     order by created_at desc, workflow_id desc
+     limit %(limit)s
+"""
+
+_MAIL: Final[LiteralString] = """
+    select workflow_id, message_id, body from refold.inbox where workflow_id = any(%s) order by id
+"""
+
+# All mail of one worker's workflows.
+_OWN_MAIL: Final[LiteralString] = """
+    select i.workflow_id, i.message_id, i.body
+      from refold.inbox i join refold.workflows w on w.workflow_id = i.workflow_id
+     where w.owner = %s
+     order by i.id limit 10000
+"""
+
+_ENDS: Final[LiteralString] = """
+    select e.workflow_id, e.body
+      from refold.workflows w join lateral (
+           select workflow_id, body from refold.events
+            where workflow_id = w.workflow_id order by seq desc limit 1) e on true
+     where w.workflow_id = any(%s) and (w.finished_at is not null or w.status = 'deleted')
+"""
+
+_OWNED: Final[LiteralString] = "select workflow_id, name from refold.workflows where owner = %s"
+
+_WAIT: Final[LiteralString] = """
+    insert into refold.waiters (workflow_id, channel) select unnest(%s), %s on conflict do nothing
+"""
+_WAIT_NO_MORE: Final[LiteralString] = "delete from refold.waiters where workflow_id = any(%s) and channel = %s"
+
+_POSITIONS: Final[LiteralString] = """
+    select source, stream, next_seq, position, label, at from refold.positions where source = any(%s)
+"""
+_ALL_POSITIONS: Final[LiteralString] = """
+    select source, stream, next_seq, position, label, at from refold.positions
+     where starts_with(source, %s) order by source
+"""
+
+# Unfinished and not waiting; counted only as far as anybody wants to know.
+_RUNNABLE: Final[LiteralString] = """
+    select count(*) from (
+        select from refold.workflows where source = %s and status in ('pending', 'running') limit %s) w
+"""
+
+_DELETE: Final[LiteralString] = """
+    select name, status, digest from refold.workflows
+     where workflow_id = %s and finished_at is not null and status <> 'deleted' for update
+"""
+
+_NEAREST: Final[LiteralString] = """
+    select workflow_id from refold.workflows where status <> 'deleted' order by created_at desc limit 10000
+"""
+
+# Due work whose name no live worker of this program serves is the caller's to judge; this names all that waits.
+_UNOWNED: Final[LiteralString] = """
+    select name, count(*) from refold.workflows
+     where owner is null and due_at is not null and due_at <= refold.log_now() group by name
+"""
+
+
+class Reader:
+    """Questions to the log, over one line that is opened again when it breaks. Any task of the loop may ask."""
+
+    def __init__(self, url: str) -> None:
+        self._line = Line(url)
+
+    async def rows(self, statement: LiteralString, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Run one statement that is safe to repeat and return its rows."""
+
+        async def once(connection: AsyncConnection) -> list[tuple[Any, ...]]:
+            cursor = await connection.execute(statement, arguments, binary=True)
+            return await cursor.fetchall() if cursor.description else []
+
+        return await self._line.run(once)
+
+    async def heads(self, ids: Sequence[str]) -> dict[str, Head]:
+        """Return the heads of those of `ids` that exist."""
+        return {row[0]: Head(*row) for row in await self.rows(_HEAD, Texts(ids))}
+
+    async def list_heads(
+        self, *, status: str | None, name: str | None, limit: int, after: tuple[int, str] | None
+    ) -> list[Head]:
+        """Return heads, newest first, after the (created_at, workflow_id) of a previous page's last."""
+
+        async def once(connection: AsyncConnection) -> list[tuple[Any, ...]]:
+            at, last = after or (None, None)
+            parameters = {"status": status, "name": name, "limit": limit, "at": at, "id": last}
+            return await (await connection.execute(_LIST, parameters, binary=True)).fetchall()
+
+        return [Head(*row) for row in await self._line.run(once)]
+
+    async def history(self, workflow_id: str) -> list[Recorded]:
+        """Return a whole stream, in order."""
+        return recorded(await self.rows(READ_STREAM, workflow_id))
+
+    async def histories(self, ids: Sequence[str]) -> dict[str, list[Recorded]]:
+        """Return many whole streams, in one statement."""
+        found: dict[str, list[Recorded]] = {}
+        for workflow_id, seq, at, body in await self.rows(READ_STREAMS, Texts(ids)):
+            found.setdefault(workflow_id, []).append(Recorded(seq, at, decode_event(body)))
+        return found
+
+    async def mail(self, ids: Sequence[str]) -> list[tuple[str, str, Event]]:
+        """Return the unfolded messages of these workflows, in the order of sending."""
+        return [(to, message_id, decode_event(body)) for to, message_id, body in await self.rows(_MAIL, Texts(ids))]
+
+    async def own_mail(self, worker: str) -> list[tuple[str, str, Event]]:
+        """Return the unfolded messages of all workflows that `worker` owns."""
+        return [(to, message_id, decode_event(body)) for to, message_id, body in await self.rows(_OWN_MAIL, worker)]
+
+    async def owned(self, worker: str) -> list[tuple[str, str]]:
+        """Return (ID, name) of the workflows that `worker` owns."""
+        return [(row[0], row[1]) for row in await self.rows(_OWNED, worker)]
+
+    async def ends(self, ids: Sequence[str]) -> dict[str, Event]:
+        """Return the last event of those of `ids` that have ended."""
+        return {workflow_id: decode_event(body) for workflow_id, body in await self.rows(_ENDS, Texts(ids))}
+
+    async def wait(self, ids: Sequence[str], channel: str) -> None:
+        """Ask that the ends of `ids` be notified on `channel`."""
+        await self.rows(_WAIT, Texts(ids), channel)
+
+    async def wait_no_more(self, ids: Sequence[str], channel: str) -> None:
+        """Take back what `wait` asked for."""
+        await self.rows(_WAIT_NO_MORE, Texts(ids), channel)
+
+    async def positions(self, sources: Sequence[str]) -> dict[str, SourcePosition]:
+        """Return how far each of `sources` was handed over; one never read has no position yet."""
+        known = {row[0]: SourcePosition(*row) for row in await self.rows(_POSITIONS, Texts(sources))}
+        return {
+            source: known.get(source) or SourcePosition(source, f"source:{source}/0", 0, None) for source in sources
+        }
+
+    async def all_positions(self, prefix: str) -> list[SourcePosition]:
+        """Return the positions of all sources whose name begins with `prefix`."""
+        return [SourcePosition(*row) for row in await self.rows(_ALL_POSITIONS, prefix)]
+
+    async def runnable(self, source: str, limit: int) -> int:
+        """Count the unfinished workflows of a source that do not wait, up to `limit`."""
+        return int((await self.rows(_RUNNABLE, source, limit))[0][0])
+
+    async def recent_ids(self) -> list[str]:
+        """Return the newest workflow IDs, for "did you mean"."""
+        return [row[0] for row in await self.rows(_NEAREST)]
+
+    async def unowned(self) -> dict[str, int]:
+        """Return how much work is due and in nobody's hands, by workflow name."""
+        return dict(await self.rows(_UNOWNED))
+
+    async def delete(self, workflow_id: str) -> bool:
+        """Delete the history of a workflow that has ended; its ID stays taken (IdentitySealed takes the place).
+
+        Returns False when there is no such ended workflow.
+        """
+
+        async def once(connection: AsyncConnection) -> bool:
+            async with connection.transaction():
+                cursor = await connection.execute(_DELETE, (workflow_id,))
+                row = await cursor.fetchone()
+                if row is None:
+                    return False
+                sealed = IdentitySealed(name=row[0], status=row[1], digest=row[2])
+                await connection.execute("delete from refold.events where workflow_id = %s", (workflow_id,))
+                await connection.execute("delete from refold.inbox where workflow_id = %s", (workflow_id,))
+                await connection.execute(
+                    "insert into refold.events (workflow_id, seq, type, at, body)"
+                    " values (%s, 0, 'IdentitySealed', refold.log_now(), %s)",
+                    (workflow_id, encode_event(sealed)),
+                )
+                await connection.execute(
+                    "update refold.workflows w set status = 'deleted', created_at = e.at, finished_at = e.at,"
+                    " source = null, parent = null, parent_no = null"
+                    "  from refold.events e where e.workflow_id = w.workflow_id and w.workflow_id = %s",
+                    (workflow_id,),
+                )
+                return True
+
+        return await self._line.run(once)
+
+    async def first_event(self, workflow_id: str) -> WorkflowStarted | None:
+        """Return event 0 of a workflow, None where it was deleted or never was."""
+        rows = await self.rows("select body from refold.events where workflow_id = %s and seq = 0", workflow_id)
+        event = decode_event(rows[0][0]) if rows else None
+        return event if isinstance(event, WorkflowStarted) else None
+
+    async def close(self) -> None:
+        """Close the line."""
+        await self._line.drop()
