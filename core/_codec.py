@@ -9,10 +9,11 @@ import hashlib
 import inspect
 import math
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, time, timezone
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import inspect as shapes
@@ -23,7 +24,9 @@ _encode: Final = msgspec.json.Encoder().encode
 _canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode_any: Final = msgspec.json.decode
 
-_SHAPES_FIX: Final = "Use JSON's types, a msgspec.Struct, a dataclass, a TypedDict, or what msgspec knows (datetime, UUID, Decimal, ...)."
+_SHAPES_FIX: Final = (
+    "Use JSON's types, a msgspec.Struct, a dataclass, a TypedDict, or what msgspec knows (datetime, UUID...)."
+)
 
 
 def digest_of(canonical: bytes) -> str:
@@ -52,7 +55,10 @@ class ValueCodec:
         try:
             back = self._decoder(raw)
         except msgspec.MsgspecError as exc:
-            raise self._refused(value, f"{_show(value)} comes back from JSON as {_cut(raw)}, which is no {_name(self.hint)} ({exc})") from exc
+            raise self._refused(
+                value,
+                f"{_show(value)} comes back from JSON as {_cut(raw)}, which is no {_name(self.hint)} ({exc})",
+            ) from exc
         self.check_same(value, back)
         return raw
 
@@ -76,13 +82,17 @@ class ValueCodec:
             return
         kind = type(value)
         if type(back) is not kind and not (kind is int and type(back) is float):
-            raise self._refused(value, f"{_show(value)} would come back as a {type(back).__name__}, not a {kind.__name__}")
-        if kind.__eq__ is object.__eq__:  # the type says nothing about equality: the bytes must do
+            raise self._refused(
+                value, f"{_show(value)} would come back as a {type(back).__name__}, not a {kind.__name__}"
+            )
+        if cast(Any, kind).__eq__ is object.__eq__:  # the type says nothing about equality: the bytes must do
             same = _canonical(value) == _canonical(back)
         else:
             same = value == back
         if not same:
-            raise self._refused(value, f"{_show(value)} would come back as {_show(back)}, which is not equal to it")
+            raise self._refused(
+                value, f"{_show(value)} would come back as {_show(back)}, which is not equal to it"
+            )
         if self._refuse_zones and (zone := _find_zone(value)):
             raise ValueRefused(
                 self.where,
@@ -97,7 +107,9 @@ class ValueCodec:
             raise self._refused(value, f"{_show(value)} cannot be written as JSON ({exc})") from exc
 
     def _refused(self, value: Any, found: str) -> ValueRefused:
-        return ValueRefused(self.where, found, f"The hint is {_name(self.hint)}: make value and hint the same. {_SHAPES_FIX}")
+        return ValueRefused(
+            self.where, found, f"The hint is {_name(self.hint)}: make value and hint the same. {_SHAPES_FIX}"
+        )
 
 
 class CallCodec:
@@ -108,7 +120,7 @@ class CallCodec:
     history.
     """
 
-    __slots__ = ("_decoder", "_by_position", "_fields", "_names", "_signature", "what")
+    __slots__ = ("_by_position", "_decoder", "_fields", "_names", "_signature", "what")
 
     def __init__(self, fn: Callable[..., Any], what: str, *, skip: int = 0, hints: Mapping[str, Any]) -> None:
         """Compile the hints of `fn`. Raises DefinitionRefused, naming the parameter, for one that cannot be."""
@@ -211,7 +223,9 @@ def hints_of(fn: Callable[..., Any], what: str, locals_: Mapping[str, Any]) -> d
         return typing.get_type_hints(fn, localns=dict(locals_), include_extras=True)
     except NameError as exc:
         raise DefinitionRefused(
-            what, f"its type hints name {exc.name!r}, which is not defined yet", "Move that class above the function."
+            what,
+            f"its type hints name {exc.name!r}, which is not defined yet",
+            "Move that class above the function.",
         ) from exc
     except TypeError as exc:
         raise DefinitionRefused(what, f"its type hints cannot be read ({exc})", _SHAPES_FIX) from exc
@@ -231,9 +245,9 @@ def result_hint(hints: Mapping[str, Any]) -> Any:
 def _hint_of(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
     hint = hints.get(parameter.name, Any)
     if parameter.kind is parameter.VAR_POSITIONAL:
-        return list[hint]
+        return types.GenericAlias(list, (hint,))
     if parameter.kind is parameter.VAR_KEYWORD:
-        return dict[str, hint]
+        return types.GenericAlias(dict, (str, hint))
     return hint
 
 
@@ -262,7 +276,9 @@ def _compile(hint: Any, where: str) -> tuple[Callable[[Any], Any], bool]:
         shape = shapes.type_info(hint)
         decoder = msgspec.json.Decoder(hint)
     except (TypeError, ValueError, NameError) as exc:
-        raise DefinitionRefused(where, f"msgspec cannot decode {_name(hint)} ({_first_line(exc)})", _SHAPES_FIX) from exc
+        raise DefinitionRefused(
+            where, f"msgspec cannot decode {_name(hint)} ({_first_line(exc)})", _SHAPES_FIX
+        ) from exc
     has_times = False
     for part in _iter_shapes(shape, set()):
         if isinstance(part, shapes.CustomType):
@@ -305,7 +321,9 @@ def check_plain(value: Any, where: str) -> None:
         for key, item in value.items():
             if type(key) is not str:
                 raise ValueRefused(
-                    where, f"the dict key {_show(key)} would come back as text", "Use str keys, or annotate the type."
+                    where,
+                    f"the dict key {_show(key)} would come back as text",
+                    "Use str keys, or annotate the type.",
                 )
             check_plain(item, where)
         return
@@ -319,8 +337,8 @@ def check_plain(value: Any, where: str) -> None:
 def _find_zone(value: Any) -> str:
     """Return the name of a zone with rules in `value`, however deep; empty when its times have fixed offsets."""
     if isinstance(value, datetime | time):
-        zone = value.tzinfo
-        return "" if zone is None or isinstance(zone, timezone) else str(zone)
+        rules = value.tzinfo
+        return "" if rules is None or isinstance(rules, timezone) else str(rules)
     parts: Any = ()
     if isinstance(value, msgspec.Struct):
         parts = (getattr(value, name) for name in value.__struct_fields__)
@@ -339,7 +357,10 @@ def show_difference(recorded: Any, live: Any, limit: int = 5) -> str:
         pairs = list(_iter_differences(_decode_any(recorded), _decode_any(live), ""))
     except msgspec.MsgspecError:
         pairs = [("", recorded, live)]
-    lines = [f"  {path or 'value'}: {_show(old)} in history, {_show(new)} in the code" for path, old, new in pairs[:limit]]
+    lines = [
+        f"  {path or 'value'}: {_show(old)} in history, {_show(new)} in the code"
+        for path, old, new in pairs[:limit]
+    ]
     if len(pairs) > limit:
         lines.append(f"  and {len(pairs) - limit} more")
     return "\n".join(lines)
@@ -356,7 +377,9 @@ _ABSENT: Final = _Absent()
 def _iter_differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _iter_differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{path}.{key}" if path else key)
+            yield from _iter_differences(
+                old.get(key, _ABSENT), new.get(key, _ABSENT), f"{path}.{key}" if path else key
+            )
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _iter_differences(before, after, f"{path}[{index}]")
@@ -378,7 +401,13 @@ def _cut(raw: bytes) -> str:
 
 
 def _name(hint: Any) -> str:
-    return "None" if hint is None else hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return (
+        "None"
+        if hint is None
+        else hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint)
+    )
 
 
 def _first_line(exc: BaseException) -> str:

@@ -5,7 +5,7 @@ import random as _random
 import uuid as _uuid
 from collections.abc import Callable, MutableMapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from refold.core._codec import ValueCodec, encode_message
 from refold.core._definitions import Later, StepInfo, running_step, step_info
@@ -45,7 +45,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def sleep(delay: timedelta | float) -> None:
-    """Wait for `delay` (seconds when a number) in a `def` workflow. It costs a row, not a thread, and survives restarts."""
+    """Wait for `delay` (seconds when a number) in a `def` workflow. It costs a row, not a thread."""
     instance = _sync_instance("refold.sleep(...)", "await asyncio.sleep(seconds) or await refold.asleep(...)")
     instance.sleep_until(instance.now + _micros(delay))
 
@@ -136,7 +136,9 @@ def gather(a: Later[T1], b: Later[T2], c: Later[T3], /) -> tuple[T1, T2, T3]: ..
 @overload
 def gather(a: Later[T1], b: Later[T2], c: Later[T3], d: Later[T4], /) -> tuple[T1, T2, T3, T4]: ...
 @overload
-def gather(a: Later[T1], b: Later[T2], c: Later[T3], d: Later[T4], e: Later[T5], /) -> tuple[T1, T2, T3, T4, T5]: ...
+def gather(
+    a: Later[T1], b: Later[T2], c: Later[T3], d: Later[T4], e: Later[T5], /
+) -> tuple[T1, T2, T3, T4, T5]: ...
 @overload
 def gather(*laters: Later[T]) -> tuple[T, ...]: ...
 @overload
@@ -153,7 +155,8 @@ def gather(*laters: Later[Any], return_exceptions: bool = False) -> tuple[Any, .
         return tuple([_plain(one, return_exceptions) for one in laters])
     if instance.is_async:
         raise WrongCall(
-            "refold.gather(...) was called in an async def workflow", "Write await asyncio.gather(...) of the coroutines there."
+            "refold.gather(...) was called in an async def workflow",
+            "Write await asyncio.gather(...) of the coroutines there.",
         )
     return instance.gather(laters, return_exceptions=return_exceptions)
 
@@ -208,7 +211,8 @@ def _micros(delay: timedelta | float) -> int:
 def _moment(moment: datetime) -> int:
     if moment.tzinfo is None:
         raise WrongCall(
-            f"a wait until {moment.isoformat()} was asked for, a time without a zone", "Give it one: datetime(..., tzinfo=UTC)."
+            f"a wait until {moment.isoformat()} was asked for, a time without a zone",
+            "Give it one: datetime(..., tzinfo=UTC).",
         )
     return to_micros(moment)
 

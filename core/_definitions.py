@@ -9,11 +9,23 @@ import asyncio
 import hashlib
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import msgspec
 
@@ -47,8 +59,12 @@ class Handle(Protocol[R_co]):
 class Runtime(Protocol):
     """What starts workflows from outside; an `App` is one."""
 
-    def start(self, workflow: "Workflow[..., R]", input: bytes, digest: str, *, id: str | None) -> Handle[R]: ...
-    async def astart(self, workflow: "Workflow[..., R]", input: bytes, digest: str, *, id: str | None) -> Handle[R]: ...
+    def start(
+        self, workflow: "Workflow[..., R]", input: bytes, digest: str, *, id: str | None
+    ) -> Handle[R]: ...
+    async def astart(
+        self, workflow: "Workflow[..., R]", input: bytes, digest: str, *, id: str | None
+    ) -> Handle[R]: ...
 
 
 class StepInfo(msgspec.Struct, frozen=True):
@@ -144,7 +160,9 @@ class Step(Generic[P, R]):
     is_async: bool
     options: StepOptions
 
-    def __init__(self, fn: Callable[..., Any], name: str, options: StepOptions, locals_: Mapping[str, Any]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], name: str, options: StepOptions, locals_: Mapping[str, Any]
+    ) -> None:
         what = f"step {name!r}"
         hints = _codec.hints_of(fn, what, locals_)
         self.name = name
@@ -183,10 +201,17 @@ class Step(Generic[P, R]):
         instance = find_instance()
         if instance is None:
             if self.is_async:
-                return cast(R, _run_outside(self.fn(*args, **kwargs), f"{self.name}.call(...)", f"await {self.name}(...)"))
+                return cast(
+                    R,
+                    _run_outside(
+                        self.fn(*args, **kwargs), f"{self.name}.call(...)", f"await {self.name}(...)"
+                    ),
+                )
             return cast(R, self.fn(*args, **kwargs))
         if instance.is_async:
-            raise self._wrong_colour(f"{self.name}.call(...)" if self.is_async else f"{self.name}(...)", is_async=True)
+            raise self._wrong_colour(
+                f"{self.name}.call(...)" if self.is_async else f"{self.name}(...)", is_async=True
+            )
         return cast(R, instance.run_step(self, self.encode_args(args, kwargs)))
 
     def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
@@ -200,7 +225,9 @@ class Step(Generic[P, R]):
                 return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
             return asyncio.to_thread(cast("Callable[P, R]", self.fn), *args, **kwargs)
         if not instance.is_async:
-            raise self._wrong_colour(f"{self.name}(...)" if self.is_async else f"{self.name}.acall(...)", is_async=False)
+            raise self._wrong_colour(
+                f"{self.name}(...)" if self.is_async else f"{self.name}.acall(...)", is_async=False
+            )
         return _arun_step(self, args, kwargs)
 
     def later(self, *args: P.args, **kwargs: P.kwargs) -> Later[R]:
@@ -213,7 +240,11 @@ class Step(Generic[P, R]):
     def _wrong_colour(self, call: str, *, is_async: bool) -> WrongCall:
         found = f"{call} was called in {'an async def' if is_async else 'a def'} workflow"
         kind = "an async def step" if self.is_async else "a def step"
-        right = (f"await {self.name}(...)" if self.is_async else f"await {self.name}.acall(...)") if is_async else f"{self.name}.call(...)"
+        right = (
+            (f"await {self.name}(...)" if self.is_async else f"await {self.name}.acall(...)")
+            if is_async
+            else f"{self.name}.call(...)"
+        )
         if not is_async and not self.is_async:
             right = f"{self.name}(...)"
         return WrongCall(found, f"{self.name} is {kind}: write {right} there.")
@@ -251,14 +282,16 @@ async def _arun_step(step: Step[..., R], args: tuple[Any, ...], kwargs: dict[str
     instance = find_instance()
     if instance is None:
         raise WrongCall(
-            f"the coroutine of {step.name}(...) was made in a workflow and awaited outside", "Await it where it was made."
+            f"the coroutine of {step.name}(...) was made in a workflow and awaited outside",
+            "Await it where it was made.",
         )
     return cast(R, await instance.arun_step(step, step.encode_args(args, kwargs)))
 
 
 class _StepDecorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...
+    # The overlap is meant: a function that returns a coroutine is an async one.
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SyncStep[P, R]: ...
 
@@ -273,7 +306,7 @@ class _TransactionDecorator(Protocol):
 
 
 @overload
-def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...
+def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...  # type: ignore[overload-overlap]
 @overload
 def step(fn: Callable[P, R], /) -> SyncStep[P, R]: ...
 @overload
@@ -328,7 +361,9 @@ def step(
     with the recorded ones; `compare="name"` compares only the step's name. `name` (default: the function's) is
     what the log holds: keep it when the function is renamed.
     """
-    options = StepOptions(retries, retry_delay, backoff, max_delay, jitter, retry_if, timeout, compare, transaction)
+    options = StepOptions(
+        retries, retry_delay, backoff, max_delay, jitter, retry_if, timeout, compare, transaction
+    )
     locals_ = _codec.caller_locals(1)
 
     def decorate(fn: Callable[..., Any]) -> Step[..., Any]:
@@ -382,7 +417,7 @@ class Workflow(Generic[P, R]):
 
     @property
     def fingerprint(self) -> str:
-        """What tells this code from another release of it: over the function and all of the program's own that it uses."""
+        """What tells this code from another release: a digest of the function and of all that it uses."""
         if not self._fingerprint:
             self._fingerprint = _fingerprint_of(self.fn)
         return self._fingerprint
@@ -400,8 +435,6 @@ class Workflow(Generic[P, R]):
         return _codec.digest_of(self._calls.canonical(input))
 
     @overload
-    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    @overload
     def start(self: "Workflow[[], R]", *, id: str | None) -> Handle[R]: ...
     @overload
     def start(self: "Workflow[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
@@ -409,6 +442,8 @@ class Workflow(Generic[P, R]):
     def start(self: "Workflow[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
     @overload
     def start(self: "Workflow[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
     def start(self, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Start the workflow and return its handle, once it is durable; inside a workflow, a child's handle.
 
@@ -419,8 +454,6 @@ class Workflow(Generic[P, R]):
         return self.options(id=id).start(*args, **kwargs)
 
     @overload
-    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    @overload
     async def astart(self: "Workflow[[], R]", *, id: str | None) -> Handle[R]: ...
     @overload
     async def astart(self: "Workflow[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
@@ -428,6 +461,8 @@ class Workflow(Generic[P, R]):
     async def astart(self: "Workflow[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
     @overload
     async def astart(self: "Workflow[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
     async def astart(self, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Start the workflow from async code and return its handle, once it is durable."""
         id = kwargs.pop("id", None)
@@ -497,7 +532,9 @@ class WorkflowCall(Generic[P, R]):
         instance = find_instance()
         if instance is not None:
             return instance.start_child(workflow, raw, workflow.digest(raw), self._id)
-        return await workflow.app.astart(workflow, raw, workflow.digest(raw), id=self._id or _id_in_step(workflow))
+        return await workflow.app.astart(
+            workflow, raw, workflow.digest(raw), id=self._id or _id_in_step(workflow)
+        )
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Start the workflow, wait, and return its result."""
@@ -519,7 +556,10 @@ class WorkflowCall(Generic[P, R]):
             return Later(_begin_outside, lambda: self.call(*args, **kwargs))
         workflow = self._workflow
         raw = workflow.encode_args(args, kwargs)
-        return Later(lambda instance: instance.ask_child(workflow, raw, workflow.digest(raw), self._id)[1], _begun_inside)
+        return Later(
+            lambda instance: instance.ask_child(workflow, raw, workflow.digest(raw), self._id)[0],
+            _begun_inside,
+        )
 
     async def _acall(self, *args: P.args, **kwargs: P.kwargs) -> R:
         handle = await self.astart(*args, **kwargs)
@@ -527,9 +567,13 @@ class WorkflowCall(Generic[P, R]):
 
 
 @overload
-def define_workflow(fn: Callable[P, Coroutine[Any, Any, R]], app: Runtime, *, name: str | None = None) -> AsyncWorkflow[P, R]: ...
+def define_workflow(  # type: ignore[overload-overlap]
+    fn: Callable[P, Coroutine[Any, Any, R]], app: Runtime, *, name: str | None = None, depth: int = 1
+) -> AsyncWorkflow[P, R]: ...
 @overload
-def define_workflow(fn: Callable[P, R], app: Runtime, *, name: str | None = None) -> SyncWorkflow[P, R]: ...
+def define_workflow(
+    fn: Callable[P, R], app: Runtime, *, name: str | None = None, depth: int = 1
+) -> SyncWorkflow[P, R]: ...
 def define_workflow(fn: Callable[..., Any], app: Runtime, *, name: str | None = None, depth: int = 1) -> Any:
     """Return `fn` as a workflow of `app`. `depth` frames above the caller stands the user's decorator."""
     cls = AsyncWorkflow if inspect.iscoroutinefunction(fn) else SyncWorkflow
@@ -559,11 +603,16 @@ def _wrong_child(workflow: Workflow[..., Any], call: str, *, is_async: bool) -> 
 
 
 def _begin_outside(instance: "Instance") -> "Waiter":
-    raise WrongCall("a .later(...) made outside of the workflow was given to refold.gather", "Make it where it is gathered.")
+    raise WrongCall(
+        "a .later(...) made outside of the workflow was given to refold.gather",
+        "Make it where it is gathered.",
+    )
 
 
 def _begun_inside() -> Any:
-    raise WrongCall("a .later(...) made in a workflow was given to refold.gather outside", "Gather it where it was made.")
+    raise WrongCall(
+        "a .later(...) made in a workflow was given to refold.gather outside", "Gather it where it was made."
+    )
 
 
 def _run_outside(coroutine: Coroutine[Any, Any, R], call: str, right: str) -> R:
@@ -577,13 +626,17 @@ def _run_outside(coroutine: Coroutine[Any, Any, R], call: str, right: str) -> R:
 
 def _name_of(fn: Any, decorator: str) -> str:
     if not inspect.isfunction(fn):
-        raise DefinitionRefused(decorator, f"it stands on {fn!r}, which is no function", "Put it on a def or an async def.")
+        raise DefinitionRefused(
+            decorator, f"it stands on {fn!r}, which is no function", "Put it on a def or an async def."
+        )
     return fn.__name__
 
 
 def _check_function(fn: Callable[..., Any], what: str) -> None:
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise DefinitionRefused(what, "it is a generator, and a generator has no result to record", "Return a list.")
+        raise DefinitionRefused(
+            what, "it is a generator, and a generator has no result to record", "Return a list."
+        )
 
 
 def _check_connection(fn: Callable[..., Any], what: str, is_async: bool, hints: Mapping[str, Any]) -> None:
@@ -591,10 +644,15 @@ def _check_connection(fn: Callable[..., Any], what: str, is_async: bool, hints: 
     wanted = "AsyncConnection" if is_async else "Connection"
     hint = hints.get(first) if first else None
     origin = getattr(hint, "__origin__", hint)
-    if not (isinstance(origin, type) and any(c.__name__ == wanted and c.__module__.startswith("psycopg") for c in origin.__mro__)):
+    if not (
+        isinstance(origin, type)
+        and any(c.__name__ == wanted and c.__module__.startswith("psycopg") for c in origin.__mro__)
+    ):
         raise DefinitionRefused(
             what,
-            f"transaction=True passes a connection first, and its first parameter is {first!r}" if first else "it takes no parameter",
+            f"transaction=True passes a connection first, and its first parameter is {first!r}"
+            if first
+            else "it takes no parameter",
             f"Write (conn: psycopg.{wanted}, ...).",
         )
 
@@ -615,7 +673,8 @@ def _check_options(what: str, options: StepOptions) -> None:
         raise DefinitionRefused(
             what,
             f"{problem} makes no sense",
-            "retries and delays are 0 or more, backoff 1 or more, jitter 0 to 1, timeout above 0, compare 'args' or 'name'.",
+            "retries and delays are 0 or more, backoff 1 or more, jitter 0 to 1, timeout above 0, compare 'args' "
+            "or 'name'.",
         )
 
 
@@ -643,12 +702,18 @@ def _fingerprint_of(fn: Callable[..., Any]) -> str:
         seen.add(id(thing))
         if isinstance(thing, types.FunctionType):
             _feed_code(digest, thing.__code__)
-            digest.update(repr(sorted((k, str(v)) for k, v in getattr(thing, "__annotations__", {}).items())).encode())
+            digest.update(
+                repr(sorted((k, str(v)) for k, v in getattr(thing, "__annotations__", {}).items())).encode()
+            )
             todo.extend(_used_by(thing))
         elif isinstance(thing, type):
             members = vars(thing)
-            digest.update(f"{thing.__qualname__}{sorted(k for k in members if not k.startswith('__'))}".encode())
-            digest.update(repr(sorted((k, str(v)) for k, v in members.get("__annotations__", {}).items())).encode())
+            digest.update(
+                f"{thing.__qualname__}{sorted(k for k in members if not k.startswith('__'))}".encode()
+            )
+            digest.update(
+                repr(sorted((k, str(v)) for k, v in members.get("__annotations__", {}).items())).encode()
+            )
             todo.extend(m for m in members.values() if isinstance(m, types.FunctionType))
     return digest.hexdigest()[:32]
 
@@ -656,22 +721,25 @@ def _fingerprint_of(fn: Callable[..., Any]) -> str:
 def _used_by(fn: types.FunctionType) -> list[Any]:
     found: list[Any] = []
     names = sorted(_names_in(fn.__code__))
-    closure = [c.cell_contents for c in fn.__closure__ or () if _is_full(c)]
+    closure = [_find_content(cell) for cell in fn.__closure__ or ()]
     for thing in [*(fn.__globals__.get(name) for name in names), *closure]:
         if isinstance(thing, types.ModuleType):
             found.extend(vars(thing).get(name) for name in names)
         else:
             found.append(thing)
     root = fn.__module__.partition(".")[0]
-    return [t for t in found if isinstance(t, _OWN_KINDS) and getattr(t, "__module__", "").partition(".")[0] in (root, "__main__")]
+    return [
+        t
+        for t in found
+        if isinstance(t, _OWN_KINDS) and getattr(t, "__module__", "").partition(".")[0] in (root, "__main__")
+    ]
 
 
-def _is_full(cell: types.CellType) -> bool:
+def _find_content(cell: types.CellType) -> Any:
     try:
-        cell.cell_contents
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 def _names_in(code: types.CodeType) -> set[str]:

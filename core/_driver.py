@@ -181,7 +181,9 @@ class Instance:
 
     def ask_step(self, step: Step[..., Any], args: bytes) -> Waiter:
         no = self._next_no
-        return self._ask(RunStep(no, step, args), self._new_waiter(), step.decode_result)
+        waiter = self._new_waiter()
+        self._ask(RunStep(no, step, args), waiter, step.decode_result)
+        return waiter
 
     def sleep_until(self, until: int) -> None:
         """Wait for a time, in a greenlet; a time that is past is no timer."""
@@ -195,7 +197,8 @@ class Instance:
             await self._await(no, self.ask_timer(until, self._new_waiter()))
 
     def ask_timer(self, until: int, waiter: Waiter) -> Waiter:
-        return self._ask(StartTimer(self._next_no, until), waiter, None)
+        self._ask(StartTimer(self._next_no, until), waiter, None)
+        return waiter
 
     def start_child(self, workflow: Workflow[..., R], input: bytes, digest: str, id: str | None) -> Handle[R]:
         """Ask for a child and return its handle, without waiting."""
@@ -203,11 +206,15 @@ class Instance:
         waiter, child_id = self.ask_child(workflow, input, digest, id)
         return ChildHandle(self, child_id, no, waiter)
 
-    def ask_child(self, workflow: Workflow[..., Any], input: bytes, digest: str, id: str | None) -> tuple[Waiter, str]:
+    def ask_child(
+        self, workflow: Workflow[..., Any], input: bytes, digest: str, id: str | None
+    ) -> tuple[Waiter, str]:
         no = self._next_no
         child_id = id if id is not None else f"{self.workflow_id}/{no}"
         command = StartChild(no, workflow, child_id, input, digest)
-        return self._ask(command, self._new_waiter(), workflow.decode_result), child_id
+        waiter = self._new_waiter()
+        self._ask(command, waiter, workflow.decode_result)
+        return waiter, child_id
 
     def send(self, to: str, topic: str, value: bytes) -> None:
         """Ask for a message to be sent; never waits."""
@@ -253,17 +260,19 @@ class Instance:
     def cancel(self, no: int) -> None:
         """The code no longer wants the answer of step or timer `no`; a late answer is compared and ignored."""
         asked = self._asked.get(no)
-        if asked is None or asked.waiter is None:
+        if asked is None or asked.waiter is None or type(asked.command) not in (RunStep, StartTimer):
             return
         asked.waiter = None
-        if self._untaken.pop(no, None) is None and type(asked.command) in (RunStep, StartTimer):
+        if self._untaken.pop(no, None) is None:
             self._cancelled_taken.append(CancelCommand(no))
 
     def uuid(self) -> uuid.UUID:
         """Return the next of the workflow's own UUIDs: version 4 in form, drawn from the workflow's ID."""
         no = self._uuids
         self._uuids += 1
-        return uuid.UUID(bytes=hashlib.sha256(f"uuid/{no}/{self.workflow_id}".encode()).digest()[:16], version=4)
+        return uuid.UUID(
+            bytes=hashlib.sha256(f"uuid/{no}/{self.workflow_id}".encode()).digest()[:16], version=4
+        )
 
     def random(self) -> random.Random:
         """Return the workflow's own generator, seeded by the workflow's ID."""
@@ -280,12 +289,11 @@ class Instance:
     def _new_waiter(self) -> Waiter:
         return cast("LoopBody | GreenletBody", self._body).new_waiter()
 
-    def _ask(self, command: Any, waiter: Any, decode: Callable[[Any], Any] | None) -> Any:
+    def _ask(self, command: Command, waiter: Waiter | None, decode: Callable[[Any], Any] | None) -> None:
         no = self._next_no
         self._next_no = no + 1
         self._asked[no] = _Asked(command, waiter, decode)
         self._untaken[no] = command
-        return waiter
 
     async def _await(self, no: int, waiter: Any) -> Any:
         try:
@@ -346,11 +354,9 @@ class Instance:
         self._body = None
         self.finished = True
         left_open = body.has_branches()
+        for no in self._asked:
+            self.cancel(no)
         self._close(body)
-        for no, asked in list(self._asked.items()):
-            if type(asked.command) in (RunStep, StartTimer):
-                self.cancel(no)
-            asked.waiter = None
         self._end = end
         self._untaken[self._next_no] = end
         if left_open and not self.replaying:
@@ -373,7 +379,9 @@ class Instance:
         if self._seq != 0 or self._body is not None:
             raise self._mismatch("the workflow started here", "has started before")
         if event.name != self.workflow.name:
-            raise self._mismatch(f"workflow {event.name!r} started here", f"is that of workflow {self.workflow.name!r}")
+            raise self._mismatch(
+                f"workflow {event.name!r} started here", f"is that of workflow {self.workflow.name!r}"
+            )
         try:
             args, kwargs = self.workflow.decode_args(event.input)
         except DecodeFailed as exc:
@@ -382,7 +390,8 @@ class Instance:
             self._end = Fail(record_error(exc))
             self._untaken[0] = self._end
             return
-        body = LoopBody(self) if self.is_async else GreenletBody(self)
+        # mypy and pyright don't see that the methods which the loop refuses are filled in below its class.
+        body = LoopBody(self) if self.is_async else GreenletBody(self)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
         self._body = body
         body.start(self.workflow.fn, args, kwargs)
 
@@ -392,7 +401,9 @@ class Instance:
         waiter = asked.waiter
         if waiter is None or waiter.done():
             return
-        waiter.set_result(self._decode(cast(Callable[[Any], Any], asked.decode), event.result, f"step {event.name!r}"))
+        waiter.set_result(
+            self._decode(cast(Callable[[Any], Any], asked.decode), event.result, f"step {event.name!r}")
+        )
 
     def _on_step_failed(self, event: StepFailed) -> None:
         if event.retry_at is not None:
@@ -418,17 +429,25 @@ class Instance:
     def _on_child_started(self, event: ChildStarted) -> None:
         asked = self._asked.get(event.no)
         command = asked.command if asked is not None else None
-        if type(command) is not StartChild or (command.workflow.name, command.child_id) != (event.name, event.child):
+        if type(command) is not StartChild or (command.workflow.name, command.child_id) != (
+            event.name,
+            event.child,
+        ):
             raise self._mismatch(
-                f"workflow {event.name!r} was started as child {event.child!r} (command {event.no})", self._describe(event.no)
+                f"workflow {event.name!r} was started as child {event.child!r} (command {event.no})",
+                self._describe(event.no),
             )
-        self._compare(command.input, event.input, command.workflow.canonical_args, f"the input of child {event.child!r}")
+        self._compare(
+            command.input, event.input, command.workflow.canonical_args, f"the input of child {event.child!r}"
+        )
         self._untaken.pop(event.no, None)
 
     def _on_child_completed(self, event: ChildCompleted) -> None:
         asked, workflow = self._match_child(event)
         if asked.waiter is not None and not asked.waiter.done():
-            asked.waiter.set_result(self._decode(workflow.decode_result, event.result, f"child {event.child!r}"))
+            asked.waiter.set_result(
+                self._decode(workflow.decode_result, event.result, f"child {event.child!r}")
+            )
 
     def _on_child_failed(self, event: ChildFailed) -> None:
         self._fail_waiter(self._match_child(event)[0], event.error)
@@ -437,7 +456,9 @@ class Instance:
         asked = self._asked.get(event.no)
         command = asked.command if asked is not None else None
         if type(command) is not SendMessage or (command.to, command.topic) != (event.to, event.topic):
-            raise self._mismatch(f"a message was sent to {event.to!r} (command {event.no})", self._describe(event.no))
+            raise self._mismatch(
+                f"a message was sent to {event.to!r} (command {event.no})", self._describe(event.no)
+            )
         self._compare(command.value, event.value, None, f"the message to {event.to!r}")
         del self._asked[event.no]
         self._untaken.pop(event.no, None)
@@ -461,7 +482,7 @@ class Instance:
     def _on_failed(self, event: WorkflowFailed) -> None:
         end = self._end
         recorded, asked = _kind_of(event.error), _kind_of(end.error) if type(end) is Fail else ""
-        if recorded != asked:
+        if recorded != asked and not self._refused_input:  # a source may have said why in words of its own
             raise self._mismatch(f"the workflow failed here with {recorded}", self._describe_end())
         self._untaken.clear()
 
@@ -476,9 +497,13 @@ class Instance:
         asked = self._asked.get(event.no)
         command = asked.command if asked is not None else None
         if asked is None or type(command) is not RunStep or command.step.name != event.name:
-            raise self._mismatch(f"step {event.name!r} {verb} here (command {event.no})", self._describe(event.no))
+            raise self._mismatch(
+                f"step {event.name!r} {verb} here (command {event.no})", self._describe(event.no)
+            )
         if command.step.options.compare == "args":
-            self._compare(command.args, event.args, command.step.canonical_args, f"the arguments of step {event.name!r}")
+            self._compare(
+                command.args, event.args, command.step.canonical_args, f"the arguments of step {event.name!r}"
+            )
         if not keep:
             self._untaken.pop(event.no, None)
         return asked
@@ -487,12 +512,16 @@ class Instance:
         asked = self._asked.get(event.no)
         command = asked.command if asked is not None else None
         if asked is None or type(command) is not StartChild or command.child_id != event.child:
-            raise self._mismatch(f"child {event.child!r} ended here (command {event.no})", self._describe(event.no))
+            raise self._mismatch(
+                f"child {event.child!r} ended here (command {event.no})", self._describe(event.no)
+            )
         del self._asked[event.no]
         self._untaken.pop(event.no, None)
         return asked, command.workflow
 
-    def _compare(self, live: bytes, recorded: Raw, canonical: Callable[[Any], bytes] | None, what: str) -> None:
+    def _compare(
+        self, live: bytes, recorded: Raw, canonical: Callable[[Any], bytes] | None, what: str
+    ) -> None:
         """Raise HistoryMismatch unless both say the same to today's types; equal bytes are the common case."""
         if live == bytes(recorded):
             return
@@ -508,7 +537,9 @@ class Instance:
         try:
             return decode(raw)
         except DecodeFailed as exc:
-            raise self._mismatch(f"{what} gave {_cut(raw)} here", f"declares another type for it ({exc.problem})") from exc
+            raise self._mismatch(
+                f"{what} gave {_cut(raw)} here", f"declares another type for it ({exc.problem})"
+            ) from exc
 
     def _fail_waiter(self, asked: _Asked, error: RecordedError) -> None:
         if asked.waiter is None or asked.waiter.done():
@@ -516,7 +547,9 @@ class Instance:
         try:
             exc = rebuild_error_exactly(error)
         except ErrorClassNotFound as problem:
-            raise self._mismatch(f"{_kind_of(error)} was raised here", f"has no such error class ({problem})") from problem
+            raise self._mismatch(
+                f"{_kind_of(error)} was raised here", f"has no such error class ({problem})"
+            ) from problem
         asked.waiter.set_exception(exc)
 
     def _mismatch(self, expected: str, got: str, diff: str = "") -> HistoryMismatch:
@@ -532,7 +565,11 @@ class Instance:
             return f"asks for {_describe_command(command)} as command {no}"
         if no < self._next_no:
             return f"has had the answer to command {no} before"
-        return self._describe_end() if self._end is not None else f"has asked for {self._next_no} commands only, and waits"
+        return (
+            self._describe_end()
+            if self._end is not None
+            else f"has asked for {self._next_no} commands only, and waits"
+        )
 
     def _describe_end(self) -> str:
         end = self._end
@@ -548,7 +585,13 @@ class _Deadline:
     __slots__ = ("instance", "receiver", "timeout", "topic", "what")
 
     def __init__(self, instance: Instance, receiver: Waiter, topic: str, what: str, timeout: int) -> None:
-        self.instance, self.receiver, self.topic, self.what, self.timeout = instance, receiver, topic, what, timeout
+        self.instance, self.receiver, self.topic, self.what, self.timeout = (
+            instance,
+            receiver,
+            topic,
+            what,
+            timeout,
+        )
 
     def done(self) -> bool:
         return self.receiver.done()
@@ -577,7 +620,9 @@ class ChildHandle(Generic[R]):
         """Wait for the child in a `def` workflow and return its result; raises its error, or TimedOut."""
         instance = self._check("result")
         if instance.is_async:
-            raise WrongCall("handle.result() was called in an async def workflow", "Write await handle.aresult() there.")
+            raise WrongCall(
+                "handle.result() was called in an async def workflow", "Write await handle.aresult() there."
+            )
         return cast(R, instance._greenlets.wait_for(self._waiter, self._until(timeout), f"child {self.id!r}"))
 
     async def aresult(self, timeout: float | None = None) -> R:
@@ -600,7 +645,10 @@ class ChildHandle(Generic[R]):
 
     def status(self) -> str:
         """A child's state is not known inside its parent's code: only its end is, as an event."""
-        raise WrongCall("handle.status() was called inside a workflow", "Wait for handle.result(), or ask app.get(id) from outside.")
+        raise WrongCall(
+            "handle.status() was called inside a workflow",
+            "Wait for handle.result(), or ask app.get(id) from outside.",
+        )
 
     def _check(self, call: str) -> Instance:
         if find_instance() is not self._instance:

@@ -9,7 +9,7 @@ ever looked up; nothing is imported because a log says so.
 
 import sys
 import traceback
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Raw
@@ -54,7 +54,9 @@ def rebuild_error_exactly(recorded: RecordedError) -> BaseException:
         try:
             exc = _build(cls, recorded.state, recorded.attributes)
         except Exception as problem:
-            raise ErrorClassNotFound(f"{_type_of(recorded)} cannot be built any more ({problem!r})") from problem
+            raise ErrorClassNotFound(
+                f"{_type_of(recorded)} cannot be built any more ({problem!r})"
+            ) from problem
     return _with_context(exc, recorded, rebuild_error)
 
 
@@ -88,14 +90,21 @@ def _state_of(exc: BaseException, message: str) -> tuple[Raw | None, Raw | None]
         attributes.pop("__notes__", None)  # kept beside, as text
         state = _encode_plain(list(args))
         extra = _encode_plain(attributes) if attributes else None
-        back = _build(cls, state, extra)
+        back = _build(cast("type[Exception]", cls), state, extra)  # found by _find_class
         back_attributes = dict(vars(back))
         back_attributes.pop("__notes__", None)
         own_attributes = dict(vars(exc))
         own_attributes.pop("__notes__", None)
-        if type(back) is cls and str(back) == str(exc) == message and back.args == exc.args and back_attributes == own_attributes:
+        if (
+            type(back) is cls
+            and str(back) == str(exc) == message
+            and back.args == exc.args
+            and back_attributes == own_attributes
+        ):
             return state, extra
-    except Exception:  # anything at all that the class does in __reduce__, __init__ or __eq__: not rebuildable
+    except (
+        Exception
+    ):  # anything at all that the class does in __reduce__, __init__ or __eq__: not rebuildable
         pass
     return None, None
 

@@ -5,9 +5,10 @@ instance is driven and closed on the thread that began it.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 from greenlet import getcurrent, greenlet
@@ -78,7 +79,9 @@ class GreenletBody:
                 value = fn(*args, **kwargs)
             except Evicted:
                 raise
-            except BaseException as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
+            except (
+                BaseException
+            ) as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
                 self.outcome = (None, exc)
             else:
                 self.outcome = (value, None)
@@ -100,7 +103,7 @@ class GreenletBody:
             else:
                 answer.set_result(value)
 
-        self._spawn(branch, getcurrent().gr_context.copy())  # type: ignore[union-attr]  # set: we run in a branch
+        self._spawn(branch, copy_context())
         return answer
 
     def drain(self) -> None:
@@ -189,10 +192,9 @@ class GreenletBody:
             for branch in list(self._branches):
                 if not branch.dead:
                     branch.parent = hub
-                    try:
+                    # Evicted comes back, or what a `finally` made of it: nobody is left to tell.
+                    with contextlib.suppress(BaseException):
                         branch.throw(Evicted)
-                    except BaseException:  # Evicted itself, or what a `finally` made of it: nobody is left to tell
-                        pass
             self._branches.clear()
             self.outcome = None
         finally:

@@ -53,5 +53,7 @@ def get_instance(call: str) -> "Instance":
     """Return the calling workflow's instance; raises WrongCall outside, naming `call`."""
     instance = find_instance()
     if instance is None:
-        raise WrongCall(f"{call} was called outside of a workflow", "Call it from a function under @app.workflow.")
+        raise WrongCall(
+            f"{call} was called outside of a workflow", "Call it from a function under @app.workflow."
+        )
     return instance

@@ -11,10 +11,10 @@ import asyncio.tasks
 import sys
 from asyncio import Handle, TimerHandle
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, copy_context
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVarTuple, cast
 from zlib import crc32
 
 from refold.core._errors import Evicted, WrongCall
@@ -23,7 +23,7 @@ from refold.core._home import home
 if TYPE_CHECKING:
     from refold.core._driver import Instance
 
-T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _ASYNCIO_TASKS: Final = vars(asyncio.tasks)
 _CLOSE_TRIES: Final = 100
@@ -34,12 +34,17 @@ class _Handle(Handle):
     """A callback in the ready queue. Leaner than asyncio's: no debug mode."""
 
     __slots__ = ()
+    _callback: Callable[..., Any]
+    _context: Context
+    _loop: "LoopBody"
 
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], loop: "LoopBody", context: Context) -> None:
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], loop: "LoopBody", context: Context
+    ) -> None:
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._loop = loop  # type: ignore[assignment]
+        self._loop = loop
         self._source_traceback = None
         self._repr = None
         self._context = context
@@ -52,12 +57,22 @@ class _TimerHandle(TimerHandle):
     """A durable timer, and the waiter of its command."""
 
     __slots__ = ("_no",)
+    _callback: Callable[..., Any]
+    _context: Context
+    _loop: "LoopBody"
 
-    def __init__(self, when: float, callback: Callable[..., Any], args: tuple[Any, ...], loop: "LoopBody", context: Context) -> None:
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: "LoopBody",
+        context: Context,
+    ) -> None:
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._loop = loop  # type: ignore[assignment]
+        self._loop = loop
         self._source_traceback = None
         self._repr = None
         self._context = context
@@ -69,14 +84,14 @@ class _TimerHandle(TimerHandle):
         if not self._cancelled:
             self._cancelled = True
             if self._no >= 0:
-                cast("LoopBody", self._loop)._instance.cancel(self._no)
+                self._loop._instance.cancel(self._no)
 
     def done(self) -> bool:
         return self._cancelled
 
     def set_result(self, value: Any, /) -> None:
         self._no = -1
-        cast("LoopBody", self._loop).ready.append(self)
+        self._loop.ready.append(self)
 
     def set_exception(self, error: BaseException, /) -> NoReturn:
         raise AssertionError("a timer does not fail")
@@ -96,10 +111,14 @@ class _Future(asyncio.Future[Any]):
 class _Task(asyncio.Task[Any]):
     """A task whose hash and name are the same in every process that runs this workflow."""
 
-    def __init__(self, coro: Any, loop: "LoopBody", *, name: str | None, context: Context, **options: Any) -> None:
+    def __init__(
+        self, coro: Any, loop: "LoopBody", *, name: str | None, context: Context, **options: Any
+    ) -> None:
         self._hash = loop.next_hash()  # before the base class, which puts it into a WeakSet of all tasks
         self._own_context = context  # Python 3.11 has no Task.get_context
-        super().__init__(coro, loop=loop, name=name if name is not None else str(loop.births), context=context, **options)
+        super().__init__(
+            coro, loop=loop, name=name if name is not None else str(loop.births), context=context, **options
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -121,7 +140,7 @@ class LoopBody(asyncio.AbstractEventLoop):
         self._driven = False
         self._closed = False
         self.births = 0
-        self.ready: deque[Handle] = deque()
+        self.ready: deque[_Handle | _TimerHandle] = deque()
         self.outcome: tuple[Any, BaseException | None] | None = None
 
     # What the driver calls.
@@ -139,7 +158,9 @@ class LoopBody(asyncio.AbstractEventLoop):
             value = await fn(*args, **kwargs)
         except (Evicted, GeneratorExit):
             raise
-        except BaseException as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
+        except (
+            BaseException
+        ) as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
             self.outcome = (None, exc)
         else:
             self.outcome = (value, None)
@@ -153,10 +174,10 @@ class LoopBody(asyncio.AbstractEventLoop):
             try:
                 while ready:
                     handle = ready.popleft()
-                    if handle._cancelled:  # type: ignore[attr-defined]
+                    if handle._cancelled:
                         continue
                     try:
-                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                        handle._context.run(handle._callback, *handle._args)
                     except (SystemExit, KeyboardInterrupt) as exc:
                         self.outcome = (None, exc)
                     except BaseException as exc:
@@ -205,23 +226,33 @@ class LoopBody(asyncio.AbstractEventLoop):
 
     # asyncio's loop interface, as far as it is deterministic.
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> Handle:
         handle = _Handle(callback, args, self, context if context is not None else copy_context())
         if not self._closed:
             self.ready.append(handle)
         return handle
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> TimerHandle:  # type: ignore[override]
+    def call_later(
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> TimerHandle:
         return self._call_at(self._instance.now + round(delay * 1_000_000), callback, args, context)
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> TimerHandle:  # type: ignore[override]
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> TimerHandle:
         return self._call_at(round(when * 1_000_000), callback, args, context)
 
-    def _call_at(self, until: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> TimerHandle:
+    def _call_at(
+        self, until: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> TimerHandle:
         if self._closed:
             raise Evicted
         instance = self._instance
-        handle = _TimerHandle(until / 1_000_000, callback, args, self, context if context is not None else copy_context())
+        handle = _TimerHandle(
+            until / 1_000_000, callback, args, self, context if context is not None else copy_context()
+        )
         if until <= instance.now:
             self.ready.append(handle)  # no time passes: no timer
         else:
@@ -237,7 +268,7 @@ class LoopBody(asyncio.AbstractEventLoop):
         caller = sys._getframe(1)
         if caller.f_code.co_name == "_wait" and caller.f_globals is _ASYNCIO_TASKS:
             for awaited in caller.f_locals.get("fs", ()):
-                if type(awaited).__hash__ not in (_Task.__hash__, _Future.__hash__):
+                if not isinstance(awaited, _Task | _Future):
                     raise WrongCall(
                         f"asyncio.wait was given a {type(awaited).__name__}, and would look at it in the order of "
                         "memory addresses, which a replay cannot repeat",
@@ -245,7 +276,9 @@ class LoopBody(asyncio.AbstractEventLoop):
                     )
         return _Future(self)
 
-    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any) -> Any:  # type: ignore[override]
+    def create_task(
+        self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any
+    ) -> Any:
         if self._closed:
             coro.close()
             raise Evicted
@@ -274,8 +307,8 @@ class LoopBody(asyncio.AbstractEventLoop):
             given = frame.f_locals.get("aws" if "aws" in frame.f_locals else "fs")
             if not isinstance(given, list | tuple):
                 raise WrongCall(
-                    f"asyncio.as_completed was given a {type(given).__name__} of coroutines, and would start them in the "
-                    "order of memory addresses, which a replay cannot repeat",
+                    f"asyncio.as_completed was given a {type(given).__name__} of coroutines, and would start them "
+                    "in the order of memory addresses, which a replay cannot repeat",
                     "Give it a list.",
                 )
             early = self._early = {}
@@ -356,7 +389,10 @@ def _leave_alone(generator: AsyncGenerator[Any, Any]) -> None:
 def _find_as_completed(frame: FrameType | None) -> FrameType | None:
     """Return the frame of `asyncio.as_completed` among the callers inside asyncio.tasks, if there is one."""
     while frame is not None and frame.f_globals is _ASYNCIO_TASKS:
-        if frame.f_code.co_name == "as_completed" or frame.f_code.co_qualname == "_AsCompletedIterator.__init__":
+        if (
+            frame.f_code.co_name == "as_completed"
+            or frame.f_code.co_qualname == "_AsCompletedIterator.__init__"
+        ):
             return frame
         frame = frame.f_back
     return None
@@ -366,7 +402,9 @@ def _close_coroutine(coro: Coroutine[Any, Any, Any]) -> None:
     try:
         coro.close()
         return
-    except BaseException:  # what a `finally` made of it, or "coroutine ignored GeneratorExit": nobody is left to tell
+    except (
+        BaseException
+    ):  # what a `finally` made of it, or "coroutine ignored GeneratorExit": nobody is left to tell
         pass
     for _ in range(_CLOSE_TRIES):
         if getattr(coro, "cr_frame", None) is None:
@@ -401,7 +439,8 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
             if asyncio.iscoroutine(arg):
                 arg.close()
         raise WrongCall(
-            f"workflow {self._instance.workflow_id!r} used the event loop's {_REFUSED.get(name, name)}, which a replay cannot repeat",
+            f"workflow {self._instance.workflow_id!r} used the event loop's {_REFUSED.get(name, name)}, "
+            "which a replay cannot repeat",
             "Put it into a step (@refold.step async def ...) and await that.",
         )
 
