@@ -4,6 +4,7 @@
 that they look, fail and print JSON like the built-in ones.
 """
 
+from refold.core.cli._client import open_log, project_folder
 from refold.core.cli._main import main
 from refold.core.cli._output import (
     Wrong,
@@ -24,8 +25,10 @@ __all__ = [
     "database_option",
     "example",
     "main",
+    "open_log",
     "parse_json",
     "print_json",
     "print_table",
+    "project_folder",
     "stamp",
 ]

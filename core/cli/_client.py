@@ -3,10 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from refold.core import App
 from refold.core.cli._output import Wrong
 from refold.eventlog import embedded_postgres, find_project_dir
+
+
+def project_folder() -> Path:
+    """Return the `.refold/` folder of the project that the current folder lies in, whether it exists or not."""
+    return find_project_dir() / ".refold"
 
 
 @contextmanager
@@ -15,7 +21,7 @@ def resolve_database(url: str | None) -> Iterator[str]:
     if url:
         yield url
         return
-    folder = find_project_dir() / ".refold"
+    folder = project_folder()
     if not folder.exists():
         # Starting an empty server in whatever folder this is would answer "no workflows", and be wrong.
         raise Wrong(

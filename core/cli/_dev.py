@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import click
 
 from refold.core import App, Recorded
-from refold.core.cli._client import configured_url
+from refold.core.cli._client import configured_url, project_folder
 from refold.core.cli._events import describe_live, event_fields
 from refold.core.cli._load import load_app
 from refold.core.cli._output import clock, common, cut, example, print_json, stamp, terminal_width
@@ -24,7 +24,6 @@ from refold.eventlog import (
     WorkflowFailed,
     describe_url,
     embedded_postgres,
-    find_project_dir,
 )
 
 _SERVICES: Final = "refold.dev"
@@ -100,7 +99,7 @@ def _relative(path: Path) -> str:
 
 
 def _start_services(app: App, stack: ExitStack) -> Iterator[DevService]:
-    folder = find_project_dir() / ".refold"
+    folder = project_folder()
     for entry in sorted(entry_points(group=_SERVICES), key=lambda entry: entry.name):
         service: DevService | None = entry.load()(app, folder)
         if service is not None:

@@ -1,0 +1,148 @@
+"""start, list, show, send, delete, rebuild, migrate: what they print, as text and as JSON."""
+
+from collections.abc import Callable
+
+import pytest
+
+from fixtures.pages import matches
+from fixtures.terminal import Terminal
+
+ORDER = '{"id": "o-1", "amount": 5}'
+
+
+def test_start_is_durable_when_it_returns_and_the_same_id_starts_nothing_new(shop: Terminal) -> None:
+    first = shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1")
+    again = shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1", "--json")
+    assert first.out == "started order-1\nlook:   refold show order-1\n"
+    assert again.json == {"id": "order-1", "workflow": "checkout"}
+    listed = shop.type("list", "--json").json
+    assert [(item["id"], item["name"], item["status"]) for item in listed["workflows"]] == [
+        ("order-1", "checkout", "pending")
+    ]
+
+
+def test_start_refuses_what_it_cannot_start(shop: Terminal) -> None:
+    unknown = shop.type("start", "shop.py", "chekout", ORDER)
+    assert (unknown.code, unknown.err) == (
+        2,
+        "refold: shop.py has no workflow called chekout\n  workflows in it: approval, broken, checkout\n",
+    )
+    broken = shop.type("start", "shop.py", "checkout", '{"id": "o-1"')
+    assert broken.code == 2
+    assert "argument 'order' is not valid JSON" in broken.err
+    many = shop.type("start", "shop.py", "broken", "1", "2")
+    assert (many.code, many.err) == (
+        2,
+        "refold: broken takes 0 argument(s) (none), got 2\n  expected one JSON value for each, in this order\n",
+    )
+    wrong = shop.type("start", "shop.py", "checkout", '{"id": "o-1", "amount": "five"}')
+    assert wrong.code != 0
+    assert "Traceback" not in wrong.err
+    assert "amount" in wrong.err
+
+
+def test_list_filters_and_pages(shop: Terminal) -> None:
+    for number in range(3):
+        shop.type("start", "shop.py", "checkout", ORDER, "--id", f"order-{number}")
+    shop.type("start", "shop.py", "approval", "5", "--id", "approval-1")
+    assert shop.type("list", "--status", "failed").out == "no workflows like that\n"
+    named = shop.type("list", "--name", "approval", "--json").json["workflows"]
+    assert [item["id"] for item in named] == ["approval-1"]
+    seen, cursor = [], None
+    for _ in range(4):
+        page = shop.type("list", "--limit", "1", "--json", *(["--cursor", cursor] if cursor else [])).json
+        seen += [item["id"] for item in page["workflows"]]
+        cursor = page["next_cursor"]
+    assert sorted(seen) == ["approval-1", "order-0", "order-1", "order-2"]
+    text = shop.type("list").out
+    assert text.splitlines()[0].split() == ["ID", "WORKFLOW", "STATUS", "STARTED", "NOTE"]
+    assert len(text.splitlines()) == 5
+
+
+def test_show_prints_the_history_as_a_table_with_times_between_events(
+    shop: Terminal, run_once: Callable[[str], None]
+) -> None:
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1")
+    run_once("order-1")
+    shown = [
+        "order-1  checkout  completed  started ..., 3 events over ...",
+        "SEQ  AT  AFTER  EVENT  WHAT",
+        '0 ... WorkflowStarted checkout({"id":"o-1","amount":5})',
+        '1 ... +... s StepCompleted charge({"id":"o-1","amount":5}) -> "receipt-o-1"',
+        '2 ... +... s WorkflowCompleted -> "receipt-o-1"',
+    ]
+    said = shop.type("show", "order-1")
+    assert matches(shown, said.out), said.out
+    as_json = shop.type("show", "order-1", "--json").json
+    assert [event["type"] for event in as_json["history"]] == [
+        "WorkflowStarted",
+        "StepCompleted",
+        "WorkflowCompleted",
+    ]
+    assert as_json["history"][1]["result"] == "receipt-o-1"
+    assert as_json["status"] == "completed"
+
+
+def test_a_failed_workflow_shows_its_error(shop: Terminal, run_once: Callable[[str], None]) -> None:
+    shop.type("start", "shop.py", "broken", "--id", "broken-1")
+    run_once("broken-1")
+    said = shop.type("show", "broken-1")
+    assert "broken-1  broken  failed" in said.out
+    assert "ValueError: no such item" in said.out
+    waited = shop.type("start", "shop.py", "broken", "--id", "broken-1", "--wait", "5")
+    assert waited.code == 1
+    assert "no such item" in waited.err
+    assert "Traceback" not in waited.err
+
+
+@pytest.mark.parametrize("command", ["show", "delete"])
+def test_an_unknown_id_is_answered_with_the_nearest_three(shop: Terminal, command: str) -> None:
+    for number in (41, 42, 43, 44):
+        shop.type("start", "shop.py", "checkout", ORDER, "--id", f"order-{number}")
+    said = shop.type(command, "ordr-42")
+    assert said.code == 1
+    assert "'ordr-42'" in said.err
+    assert "order-42" in said.err
+    assert said.err.count("order-4") == 3
+    assert "Traceback" not in said.err
+
+
+def test_send_reaches_a_workflow_that_waits(shop: Terminal, run_once: Callable[[str], None]) -> None:
+    shop.type("start", "shop.py", "approval", "5", "--id", "approval-1")
+    said = shop.type("send", "approval-1", "true", "--topic", "approval")
+    assert said.out == "sent true to approval-1 on approval\n"
+    run_once("approval-1")
+    assert '-> "paid"' in shop.type("show", "approval-1").out
+
+
+def test_delete_asks_first_and_keeps_the_id_taken(shop: Terminal, run_once: Callable[[str], None]) -> None:
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1")
+    open_still = shop.type("delete", "order-1", "--yes")
+    assert open_still.code == 1
+    assert "order-1" in open_still.err
+    run_once("order-1")
+    declined = shop.type("delete", "order-1", input="n\n")
+    assert (declined.code, shop.type("show", "order-1").code) == (1, 0)
+    deleted = shop.type("delete", "order-1", "--yes")
+    assert deleted.out == "deleted order-1; the ID stays taken\n"
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1")
+    assert [event["type"] for event in shop.type("show", "order-1", "--json").json["history"]] == [
+        "IdentitySealed"
+    ]
+
+
+def test_rebuild_says_what_it_made_again(shop: Terminal, run_once: Callable[[str], None]) -> None:
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1")
+    run_once("order-1")
+    said = shop.type("rebuild", "--yes")
+    assert said.code == 0, said.err
+    assert said.out.startswith("rebuilt 1 workflows")
+    assert "order-1  checkout  completed" in shop.type("show", "order-1").out
+
+
+def test_migrate_creates_the_schema_once(shop: Terminal, empty_database_url: str) -> None:
+    first = shop.type("migrate", "--database-url", empty_database_url, "--json")
+    assert first.code == 0, first.err
+    assert first.json["applied"]
+    again = shop.type("migrate", "--database-url", empty_database_url)
+    assert again.out == "the schema is current\n"

@@ -1,0 +1,89 @@
+"""What can't be reached ends with exit code 3 and says where it looked; never with a traceback."""
+
+import socket
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from fixtures.terminal import Terminal
+
+LOOK = ["list"]
+RUN = ["worker", "shop.py"]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", [LOOK, RUN], ids=["list", "worker"])
+def test_a_refused_connection(shop: Terminal, closed_port: int, command: list[str]) -> None:
+    shop.environment["REFOLD_DATABASE_URL"] = f"postgresql://ada:secret@127.0.0.1:{closed_port}/shop"
+    said = shop.type(*command)
+    assert said.code == 3, said.err
+    assert f"refold: can't connect to Postgres at 127.0.0.1:{closed_port}, database shop" in said.err
+    assert "REFOLD_DATABASE_URL" in said.err
+    assert "secret" not in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_no_database_at_all(terminal: Terminal) -> None:
+    said = terminal.type("list")
+    assert said.code == 2
+    assert said.err == (
+        f"refold: no database: REFOLD_DATABASE_URL is not set, and {terminal.folder} has no .refold/ folder\n"
+        "  run this where `refold dev` runs, or give the database:  --database-url postgresql://...\n"
+    )
+
+
+def test_no_right_to_create_the_schema(shop: Terminal, empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        database = owner.info.dbname
+        owner.execute("drop role if exists refold_guest")
+        owner.execute("create role refold_guest login")
+        owner.execute(f'revoke all on database "{database}" from public'.encode())
+        owner.execute(f'grant connect on database "{database}" to refold_guest'.encode())
+    try:
+        shop.environment["REFOLD_DATABASE_URL"] = _as_user(empty_database_url, "refold_guest")
+        said = shop.type("worker", "shop.py")
+        assert said.code == 1, said.err
+        assert "user 'refold_guest' may not create refold's schema in database" in said.err
+        assert "grant create on database" in said.err
+        assert "Traceback" not in said.err
+    finally:
+        with psycopg.connect(empty_database_url, autocommit=True) as owner:
+            owner.execute(f'revoke all on database "{database}" from refold_guest'.encode())
+            owner.execute("drop role refold_guest")
+
+
+def _as_user(url: str, user: str) -> str:
+    if "://" not in url:
+        return f"{url} user={user}"
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}@{host}"))
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        (9999, "the database has refold schema 9999, this code knows"),
+        (0, "the database has refold schema 0, this code needs"),
+    ],
+    ids=["newer", "older"],
+)
+def test_a_schema_of_another_release(shop: Terminal, database_url: str, version: int, text: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("update refold.schema_version set version = %s", (version,))
+    said = shop.type("worker", "shop.py")
+    if version == 0:
+        # Older is what a worker may bring up to date itself; newer it must not touch.
+        assert said.code in (0, 1)
+        return
+    assert said.code == 1, said.err
+    assert text in said.err
+    assert "Traceback" not in said.err
