@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString
@@ -149,13 +149,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[Server]:
+def running_server(more: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server that is stopped, and its folder removed, when the block ends however it ends."""
     # /tmp itself: short, and open to the unprivileged user that the server runs as where we are root.
     parent = Path(tempfile.mkdtemp(prefix="refold-bench-", dir="/tmp"))
     parent.chmod(0o755)
     port = _free_port()
-    settings = {**_SETTINGS, "listen_addresses": "127.0.0.1", "port": str(port)}
+    settings = {**_SETTINGS, **(more or {}), "listen_addresses": "127.0.0.1", "port": str(port)}
     try:
         with open_server(parent / "postgres", packaged_programs(), settings=settings) as server:
             sockets = Path(str(conninfo_to_dict(server.url)["host"]))

@@ -1,0 +1,57 @@
+"""The same work behind a consumer as one writes it on the first day: it commits Kafka's offset, then starts the work.
+
+`make demo ARGS=--break` runs this instead of the connector. A kill between the commit and the start loses records:
+the broker believes they are done.
+"""
+
+import os
+import signal
+import threading
+
+import msgspec
+from confluent_kafka import Consumer
+
+from examples.demo.airports import CONSUMER, TOPIC, Airport, app, on_airport
+from refold.connectors import kafka
+
+BATCH = 500
+
+
+def main() -> None:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    app.connectors.clear()  # the workflow stays; only its source is replaced
+    decode = msgspec.json.Decoder(Airport).decode
+    consumer = Consumer(
+        {
+            "bootstrap.servers": os.environ["REFOLD_KAFKA_BOOTSTRAP"],
+            "group.id": CONSUMER,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "session.timeout.ms": 4000,
+            "heartbeat.interval.ms": 500,
+        }
+    )
+    consumer.subscribe([TOPIC])
+    with app:
+        while not stop.is_set():
+            if (first := consumer.poll(0.1)) is None:
+                continue
+            records = [record for record in (first, *consumer.consume(BATCH - 1, 0)) if not record.error()]
+            consumer.commit(
+                asynchronous=False
+            )  # here is the mistake: nothing of this batch has been started yet
+            for record in records:
+                message = kafka.Message(
+                    topic=record.topic() or "",
+                    partition=record.partition() or 0,
+                    offset=record.offset() or 0,
+                    key=key if isinstance(key := record.key(), bytes) else None,
+                    value=decode(record.value() or b""),
+                )
+                on_airport.start(message, id=f"naive/{record.partition()}/{record.offset()}")
+        consumer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Workers are killed with work in their hands, Postgres is restarted, and every record is processed exactly once."""
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from crash.fleet import TABLES, TOPIC, Report, kill_run
+
+from fixtures.postgres import OwnPostgres
+
+
+def run(own_postgres: OwnPostgres, broker: Any, folder: Path, **options: Any) -> Report:
+    database = own_postgres.url_of(own_postgres.create_database(own_postgres.template()))
+    with psycopg.connect(database) as connection:
+        connection.execute(TABLES)
+    broker.create_topic(TOPIC, 3)
+    report = kill_run(
+        database=database,
+        restart_postgres=own_postgres.restart,
+        bootstrap=broker.bootstrap,
+        folder=folder,
+        workers=3,
+        seed=20,
+        **options,
+    )
+    print(report)
+    assert report.verdict.is_exactly_once, str(report)
+    assert not report.ended_by_themselves, str(report)
+    assert set(report.exit_codes) == {0}, str(report)
+    return report
+
+
+def test_every_record_is_processed_once_though_workers_are_killed(
+    own_postgres: OwnPostgres, broker: Any, tmp_path: Path
+) -> None:
+    report = run(
+        own_postgres, broker, tmp_path,
+        records=1_500, seconds=15, between_kills=(2.5, 4.0), restarts=1, style="def",
+    )  # fmt: skip
+    assert report.hits >= 2, str(report)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("style", ["def", "async"])
+def test_twenty_kills_with_work_in_flight_and_two_restarts_of_postgres(
+    own_postgres: OwnPostgres, broker: Any, tmp_path: Path, style: str
+) -> None:
+    report = run(
+        own_postgres, broker, tmp_path,
+        records=20_000, seconds=140, between_kills=(3.0, 6.0), restarts=2, style=style,
+    )  # fmt: skip
+    assert report.kills >= 20, str(report)
+    assert report.hits >= 20, str(report)
