@@ -49,7 +49,8 @@ services:
 	fi
 
 demo: $(READY)
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/pip install -q -c constraints.txt -r examples/demo/requirements.txt
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(READY) services
 	$(PYTEST) -m "not long"
