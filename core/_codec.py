@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from msgspec import inspect as shapes
+from msgspec.structs import astuple
 
 from refold.core._errors import DecodeFailed, DefinitionRefused, ValueRefused
 
@@ -37,7 +38,7 @@ def digest_of(canonical: bytes) -> str:
 class ValueCodec:
     """Encodes and decodes values of one hint; `where` names them in errors ("the result of step 'charge'")."""
 
-    __slots__ = ("_decoder", "_is_any", "_refuse_zones", "hint", "where")
+    __slots__ = ("_decoder", "_is_any", "_refuse_zones", "checks_all", "hint", "where")
 
     def __init__(self, hint: Any, where: str) -> None:
         """Compile `hint`. Raises DefinitionRefused when msgspec cannot decode it."""
@@ -45,6 +46,7 @@ class ValueCodec:
         self.where = where
         self._is_any = hint is Any or hint is object
         self._decoder, self._refuse_zones = _compile(hint, where)
+        self.checks_all = self._is_any or self._refuse_zones  # equality is not enough
 
     def encode(self, value: Any) -> bytes:
         """Return `value` as JSON bytes that decode to the same value; raises ValueRefused when none do."""
@@ -59,7 +61,8 @@ class ValueCodec:
                 value,
                 f"{_show(value)} comes back from JSON as {_cut(raw)}, which is no {_name(self.hint)} ({exc})",
             ) from exc
-        self.check_same(value, back)
+        if self.checks_all or type(value) is not type(back) or value != back:
+            self.check_same(value, back)
         return raw
 
     def decode(self, raw: Any) -> Any:
@@ -120,7 +123,7 @@ class CallCodec:
     history.
     """
 
-    __slots__ = ("_by_position", "_decoder", "_fields", "_names", "_signature", "what")
+    __slots__ = ("_by_position", "_codecs", "_decode_struct", "_names", "_parameters", "_signature", "what")
 
     def __init__(self, fn: Callable[..., Any], what: str, *, skip: int = 0, hints: Mapping[str, Any]) -> None:
         """Compile the hints of `fn`. Raises DefinitionRefused, naming the parameter, for one that cannot be."""
@@ -130,47 +133,46 @@ class CallCodec:
         self._signature = whole.replace(parameters=parameters)
         self._names = tuple(p.name for p in parameters)
         self._by_position = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-        self._fields: tuple[tuple[str, inspect.Parameter, ValueCodec], ...] = tuple(
-            (p.name, p, ValueCodec(_hint_of(p, hints), f"parameter {p.name!r} of {what}")) for p in parameters
+        self._parameters = parameters
+        self._codecs = tuple(
+            ValueCodec(_hint_of(p, hints), f"parameter {p.name!r} of {what}") for p in parameters
         )
         # Field names of a struct may not be what a parameter may (`_x`, `self`): the JSON names are the parameters'.
         fields: list[Any] = []
         renames: dict[str, str] = {}
-        for index, (name, parameter, codec) in enumerate(self._fields):
-            renames[f"p{index}"] = name
+        for index, (parameter, codec) in enumerate(zip(parameters, self._codecs, strict=True)):
+            renames[f"p{index}"] = parameter.name
             fields.append((f"p{index}", codec.hint, *_default_of(parameter, codec)))
         shape = msgspec.defstruct("Arguments", fields, kw_only=True, rename=renames)
-        self._decoder = msgspec.json.Decoder(shape)
+        self._decode_struct = msgspec.json.Decoder(shape).decode
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return the call's arguments as JSON; raises TypeError as the call would, and ValueRefused."""
-        if not kwargs and self._by_position and len(args) == len(self._names):
-            values: dict[str, Any] = dict(zip(self._names, args, strict=True))
-        else:
-            values = self._bind(args, kwargs)
-        if not values:
+        names = self._names
+        if kwargs or not self._by_position or len(args) != len(names):
+            args = self._bind(args, kwargs)
+        if not names:
             return b"{}"
         try:
-            raw = _encode(values)
-            back = self._decoder.decode(raw)
+            raw = _encode(dict(zip(names, args)))  # noqa: B905  # as many as names: checked above, or bound
+            back = astuple(self._decode_struct(raw))
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError):
-            for name, _, codec in self._fields:  # names the parameter that it is about
-                codec.encode(values[name])
+            for codec, value in zip(self._codecs, args, strict=True):  # names the parameter that it is about
+                codec.encode(value)
             raise
-        for (name, _, codec), came_back in zip(self._fields, _values_of(back), strict=True):
-            value = values[name]
-            if value is not came_back:
+        for codec, value, came_back in zip(self._codecs, args, back):  # noqa: B905
+            if codec.checks_all or type(value) is not type(came_back) or value != came_back:
                 codec.check_same(value, came_back)
         return raw
 
     def decode(self, raw: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) for the function; raises DecodeFailed when `raw` does not fit it today."""
-        arguments = _values_of(self._decode(raw))
+        arguments = astuple(self._decode(raw))
         if self._by_position:
-            return tuple(arguments), {}
+            return arguments, {}
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for (name, parameter, _), value in zip(self._fields, arguments, strict=True):
+        for name, parameter, value in zip(self._names, self._parameters, arguments, strict=True):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 args.extend(value)
             elif parameter.kind is parameter.VAR_KEYWORD:
@@ -187,23 +189,22 @@ class CallCodec:
 
     def _decode(self, raw: Any) -> Any:
         try:
-            return self._decoder.decode(raw)
+            return self._decode_struct(raw)
         except msgspec.MsgspecError as exc:
             raise DecodeFailed(f"the input of {self.what}", str(exc)) from exc
         except UnicodeDecodeError as exc:
             raise DecodeFailed(f"the input of {self.what}", f"it is not UTF-8 ({exc.reason})") from exc
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as exc:
             raise TypeError(f"{self.what}: {exc}") from None
         bound.apply_defaults()
         values = bound.arguments
-        for name, parameter, _ in self._fields:
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                values[name] = list(values[name])
-        return values
+        return tuple(
+            [list(values[p.name]) if p.kind is p.VAR_POSITIONAL else values[p.name] for p in self._parameters]
+        )
 
 
 def encode_message(value: Any, where: str) -> bytes:
@@ -264,10 +265,6 @@ def _default_of(parameter: inspect.Parameter, codec: ValueCodec) -> tuple[Any, .
     except ValueRefused as exc:
         raise DefinitionRefused(exc.where, f"its default does not fit: {exc.found}", exc.fix) from exc
     return (msgspec.field(default_factory=lambda: codec.decode(raw)),)
-
-
-def _values_of(struct: Any) -> list[Any]:
-    return [getattr(struct, name) for name in struct.__struct_fields__]
 
 
 def _compile(hint: Any, where: str) -> tuple[Callable[[Any], Any], bool]:

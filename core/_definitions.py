@@ -228,7 +228,7 @@ class Step(Generic[P, R]):
             raise self._wrong_colour(
                 f"{self.name}(...)" if self.is_async else f"{self.name}.acall(...)", is_async=False
             )
-        return _arun_step(self, args, kwargs)
+        return _await_step(instance, self, self.encode_args(args, kwargs))
 
     def later(self, *args: P.args, **kwargs: P.kwargs) -> Later[R]:
         """Return the call not begun, for `refold.gather` in a `def` workflow."""
@@ -273,19 +273,14 @@ class AsyncStep(Step[P, R]):
             return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
         if not instance.is_async:
             raise self._wrong_colour(f"{self.name}(...)", is_async=False)
-        return _arun_step(self, args, kwargs)
+        return _await_step(instance, self, self.encode_args(args, kwargs))
 
 
-async def _arun_step(step: Step[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-    # The instance is looked up when the coroutine runs, not when it was made: between the two the workflow may
-    # have been evicted. The command is asked for here too, so that numbers follow the order in which they start.
-    instance = find_instance()
-    if instance is None:
-        raise WrongCall(
-            f"the coroutine of {step.name}(...) was made in a workflow and awaited outside",
-            "Await it where it was made.",
-        )
-    return cast(R, await instance.arun_step(step, step.encode_args(args, kwargs)))
+def _await_step(instance: "Instance", step: Step[..., R], args: bytes) -> Coroutine[Any, Any, R]:
+    # The command is asked for when the coroutine starts, so that numbers follow the order of starting.
+    coroutine = instance.arun_step(step, args)
+    cast(Any, coroutine).__qualname__ = step.__qualname__  # what Python names when it was never awaited
+    return coroutine
 
 
 class _StepDecorator(Protocol):

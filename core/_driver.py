@@ -7,6 +7,7 @@ time in log order, and the code runs until it waits between two of them; so the 
 the same calls in the same order, in any process and in any year.
 """
 
+import asyncio
 import hashlib
 import logging
 import random
@@ -16,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
+import msgspec
 from msgspec import Raw
 
 from refold.core._codec import show_difference
@@ -30,7 +32,7 @@ from refold.core._commands import (
     StartTimer,
 )
 from refold.core._definitions import Handle, Later, Step, Workflow
-from refold.core._errors import DecodeFailed, HistoryMismatch, RefoldError, TimedOut, WrongCall
+from refold.core._errors import DecodeFailed, Evicted, HistoryMismatch, RefoldError, TimedOut, WrongCall
 from refold.core._failures import ErrorClassNotFound, rebuild_error_exactly, record_error
 from refold.core._greenlets import GreenletBody
 from refold.core._home import Home, find_instance
@@ -66,15 +68,11 @@ class Waiter(Protocol):
     def set_exception(self, error: BaseException, /) -> object: ...
 
 
-class _Asked:
+class _Asked(msgspec.Struct):
     """A command that the log has not answered. `waiter` is None once the code no longer wants the answer."""
 
-    __slots__ = ("command", "decode", "waiter")
-
-    def __init__(self, command: Command, waiter: Waiter | None, decode: Callable[[Any], Any] | None) -> None:
-        self.command = command
-        self.waiter = waiter
-        self.decode = decode
+    command: Command
+    waiter: Waiter | None
 
 
 class Instance:
@@ -175,14 +173,21 @@ class Instance:
 
     async def arun_step(self, step: Step[..., Any], args: bytes) -> Any:
         """Ask for a step and wait, in a coroutine."""
+        if self.home.instance is not self:
+            raise self._not_driven(f"the coroutine of {step.name}(...)")
         no = self._next_no
-        waiter = self.ask_step(step, args)
-        return await self._await(no, waiter)
+        waiter = cast("asyncio.Future[Any]", self.ask_step(step, args))
+        try:
+            return await waiter
+        except BaseException:
+            if waiter.cancelled():
+                self.cancel(no)
+            raise
 
     def ask_step(self, step: Step[..., Any], args: bytes) -> Waiter:
         no = self._next_no
         waiter = self._new_waiter()
-        self._ask(RunStep(no, step, args), waiter, step.decode_result)
+        self._ask(RunStep(no, step, args), waiter)
         return waiter
 
     def sleep_until(self, until: int) -> None:
@@ -194,10 +199,16 @@ class Instance:
         """Wait for a time, in a coroutine; a time that is past is no timer."""
         if until > self.now:
             no = self._next_no
-            await self._await(no, self.ask_timer(until, self._new_waiter()))
+            waiter = cast("asyncio.Future[None]", self.ask_timer(until, self._new_waiter()))
+            try:
+                await waiter
+            except BaseException:
+                if waiter.cancelled():
+                    self.cancel(no)
+                raise
 
     def ask_timer(self, until: int, waiter: Waiter) -> Waiter:
-        self._ask(StartTimer(self._next_no, until), waiter, None)
+        self._ask(StartTimer(self._next_no, until), waiter)
         return waiter
 
     def start_child(self, workflow: Workflow[..., R], input: bytes, digest: str, id: str | None) -> Handle[R]:
@@ -213,13 +224,13 @@ class Instance:
         child_id = id if id is not None else f"{self.workflow_id}/{no}"
         command = StartChild(no, workflow, child_id, input, digest)
         waiter = self._new_waiter()
-        self._ask(command, waiter, workflow.decode_result)
+        self._ask(command, waiter)
         return waiter, child_id
 
     def send(self, to: str, topic: str, value: bytes) -> None:
         """Ask for a message to be sent; never waits."""
         no = self._next_no
-        self._ask(SendMessage(no, to, topic, value, f"{self.workflow_id}/{no}"), None, None)
+        self._ask(SendMessage(no, to, topic, value, f"{self.workflow_id}/{no}"), None)
 
     def recv(self, topic: str, timeout: int | None) -> Raw:
         """Wait for the next message of `topic`, in a greenlet; `timeout` in microseconds."""
@@ -289,19 +300,19 @@ class Instance:
     def _new_waiter(self) -> Waiter:
         return cast("LoopBody | GreenletBody", self._body).new_waiter()
 
-    def _ask(self, command: Command, waiter: Waiter | None, decode: Callable[[Any], Any] | None) -> None:
+    def _ask(self, command: Command, waiter: Waiter | None) -> None:
         no = self._next_no
         self._next_no = no + 1
-        self._asked[no] = _Asked(command, waiter, decode)
+        self._asked[no] = _Asked(command, waiter)
         self._untaken[no] = command
 
-    async def _await(self, no: int, waiter: Any) -> Any:
-        try:
-            return await waiter
-        except BaseException:
-            if waiter.cancelled():
-                self.cancel(no)
-            raise
+    def _not_driven(self, what: str) -> BaseException:
+        if self.home.dead:
+            return Evicted()
+        return WrongCall(
+            f"{what} was made in workflow {self.workflow_id!r} and awaited outside of it",
+            "Await it where it was made.",
+        )
 
     def _find_message(self, topic: str) -> Raw | None:
         buffer = self._buffers.get(topic) if self._buffers else None
@@ -396,23 +407,19 @@ class Instance:
         body.start(self.workflow.fn, args, kwargs)
 
     def _on_step_completed(self, event: StepCompleted) -> None:
-        asked = self._match_step(event, "finished")
+        waiter, step = self._match_step(event, "finished")
+        self._untaken.pop(event.no, None)
         del self._asked[event.no]
-        waiter = asked.waiter
-        if waiter is None or waiter.done():
-            return
-        waiter.set_result(
-            self._decode(cast(Callable[[Any], Any], asked.decode), event.result, f"step {event.name!r}")
-        )
+        if waiter is not None and not waiter.done():
+            waiter.set_result(self._decode(step.decode_result, event.result, step))
 
     def _on_step_failed(self, event: StepFailed) -> None:
+        waiter, _ = self._match_step(event, "failed")
         if event.retry_at is not None:
-            # Nothing that the code can see; the command stays open, and is handed out again after a replay.
-            self._match_step(event, "failed", keep=True)
-            return
-        asked = self._match_step(event, "failed")
+            return  # nothing that the code can see: the command stays open, and is handed out again after a replay
+        self._untaken.pop(event.no, None)
         del self._asked[event.no]
-        self._fail_waiter(asked, event.error)
+        self._fail(waiter, event.error)
 
     def _on_timer_fired(self, event: TimerFired) -> None:
         asked = self._asked.get(event.no)
@@ -445,12 +452,10 @@ class Instance:
     def _on_child_completed(self, event: ChildCompleted) -> None:
         asked, workflow = self._match_child(event)
         if asked.waiter is not None and not asked.waiter.done():
-            asked.waiter.set_result(
-                self._decode(workflow.decode_result, event.result, f"child {event.child!r}")
-            )
+            asked.waiter.set_result(self._decode(workflow.decode_result, event.result, workflow))
 
     def _on_child_failed(self, event: ChildFailed) -> None:
-        self._fail_waiter(self._match_child(event)[0], event.error)
+        self._fail(self._match_child(event)[0].waiter, event.error)
 
     def _on_message_sent(self, event: MessageSent) -> None:
         asked = self._asked.get(event.no)
@@ -493,20 +498,21 @@ class Instance:
     def _on_parked(self, event: Parked) -> None:
         """A note for people; the code never knows."""
 
-    def _match_step(self, event: StepCompleted | StepFailed, verb: str, *, keep: bool = False) -> _Asked:
+    def _match_step(
+        self, event: StepCompleted | StepFailed, verb: str
+    ) -> tuple[Waiter | None, Step[..., Any]]:
         asked = self._asked.get(event.no)
         command = asked.command if asked is not None else None
         if asked is None or type(command) is not RunStep or command.step.name != event.name:
             raise self._mismatch(
                 f"step {event.name!r} {verb} here (command {event.no})", self._describe(event.no)
             )
-        if command.step.options.compare == "args":
+        step = command.step
+        if command.args != bytes(event.args) and step.options.compare == "args":
             self._compare(
-                command.args, event.args, command.step.canonical_args, f"the arguments of step {event.name!r}"
+                command.args, event.args, step.canonical_args, f"the arguments of step {event.name!r}"
             )
-        if not keep:
-            self._untaken.pop(event.no, None)
-        return asked
+        return asked.waiter, step
 
     def _match_child(self, event: ChildCompleted | ChildFailed) -> tuple[_Asked, Workflow[..., Any]]:
         asked = self._asked.get(event.no)
@@ -533,16 +539,17 @@ class Instance:
                 pass
         raise self._mismatch(f"{what} were others", "gives these", show_difference(recorded, live))
 
-    def _decode(self, decode: Callable[[Any], Any], raw: Raw, what: str) -> Any:
+    def _decode(self, decode: Callable[[Any], Any], raw: Raw, of: Step[..., Any] | Workflow[..., Any]) -> Any:
         try:
             return decode(raw)
         except DecodeFailed as exc:
+            kind = "step" if isinstance(of, Step) else "child workflow"
             raise self._mismatch(
-                f"{what} gave {_cut(raw)} here", f"declares another type for it ({exc.problem})"
+                f"{kind} {of.name!r} gave {_cut(raw)} here", f"declares another type for it ({exc.problem})"
             ) from exc
 
-    def _fail_waiter(self, asked: _Asked, error: RecordedError) -> None:
-        if asked.waiter is None or asked.waiter.done():
+    def _fail(self, waiter: Waiter | None, error: RecordedError) -> None:
+        if waiter is None or waiter.done():
             return
         try:
             exc = rebuild_error_exactly(error)
@@ -550,7 +557,7 @@ class Instance:
             raise self._mismatch(
                 f"{_kind_of(error)} was raised here", f"has no such error class ({problem})"
             ) from problem
-        asked.waiter.set_exception(exc)
+        waiter.set_exception(exc)
 
     def _mismatch(self, expected: str, got: str, diff: str = "") -> HistoryMismatch:
         if self._refused_input:
@@ -627,8 +634,6 @@ class ChildHandle(Generic[R]):
 
     async def aresult(self, timeout: float | None = None) -> R:
         """Wait for the child in an `async def` workflow and return its result; raises its error, or TimedOut."""
-        import asyncio
-
         instance = self._check("aresult")
         if not instance.is_async:
             raise WrongCall("handle.aresult() was called in a def workflow", "Write handle.result() there.")

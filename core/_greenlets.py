@@ -79,9 +79,7 @@ class GreenletBody:
                 value = fn(*args, **kwargs)
             except Evicted:
                 raise
-            except (
-                BaseException
-            ) as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
+            except BaseException as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow alone
                 self.outcome = (None, exc)
             else:
                 self.outcome = (value, None)

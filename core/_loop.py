@@ -158,34 +158,51 @@ class LoopBody(asyncio.AbstractEventLoop):
             value = await fn(*args, **kwargs)
         except (Evicted, GeneratorExit):
             raise
-        except (
-            BaseException
-        ) as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow, not the worker
+        except BaseException as exc:  # SystemExit and KeyboardInterrupt too: they fail the workflow alone
             self.outcome = (None, exc)
         else:
             self.outcome = (value, None)
 
     def drain(self) -> None:
         """Run what is ready until everything waits, or the workflow has ended."""
-        mark = self._instance.home
-        mark.instance = self._instance
         ready = self.ready
-        with _Driven(self):
-            try:
-                while ready:
-                    handle = ready.popleft()
-                    if handle._cancelled:
-                        continue
-                    try:
-                        handle._context.run(handle._callback, *handle._args)
-                    except (SystemExit, KeyboardInterrupt) as exc:
-                        self.outcome = (None, exc)
-                    except BaseException as exc:
-                        self.call_exception_handler({"message": "a callback raised", "exception": exc})
-                    if self.outcome is not None:
-                        return
-            finally:
-                mark.instance = None
+        host = self._enter()
+        try:
+            while ready:
+                handle = ready.popleft()
+                if handle._cancelled:
+                    continue
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt) as exc:
+                    self.outcome = (None, exc)
+                except BaseException as exc:
+                    self.call_exception_handler({"message": "a callback raised", "exception": exc})
+                if self.outcome is not None:
+                    return
+        finally:
+            self._leave(host)
+
+    def _enter(self) -> tuple[Any, Any, Any]:
+        """Make this thread's running loop, current task and async generator hooks this loop's; return the old ones."""
+        instance = self._instance
+        instance.home.instance = instance
+        host = _get_running_loop()
+        host_task = None if host is None or _swap_current_task is None else _swap_current_task(host, None)
+        hooks = sys.get_asyncgen_hooks()
+        _set_running_loop(self)
+        sys.set_asyncgen_hooks(self.hold_generator, _leave_alone)
+        self._driven = True
+        return host, host_task, hooks
+
+    def _leave(self, before: tuple[Any, Any, Any]) -> None:
+        host, host_task, hooks = before
+        self._driven = False
+        sys.set_asyncgen_hooks(*hooks)
+        _set_running_loop(host)
+        if host_task is not None and _swap_current_task is not None:
+            _swap_current_task(host, host_task)
+        self._instance.home.instance = None
 
     def has_branches(self) -> bool:
         return any(not task.done() for task in self._tasks[1:])
@@ -195,23 +212,24 @@ class LoopBody(asyncio.AbstractEventLoop):
         if self._closed:
             return
         self._closed = True
-        with _Driven(self):
-            tasks, self._tasks = self._tasks, []
-            for task in tasks:
-                if not task.done():
+        tasks, self._tasks = [task for task in self._tasks if not task.done()], []
+        generators, self._generators = self._generators, []
+        if tasks or generators:
+            before = self._enter()
+            try:
+                for task in tasks:
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
-                    task._own_context.run(_close_coroutine, coro)
-            generators, self._generators = self._generators, []
-            for generator in generators:
-                self._context.run(_close_generator, generator)
-            for task in tasks:
-                # Takes the task out of what it waits for, and what it waits for out of the task: no cycle is
-                # left for the garbage collector. The loop is closed, so nothing is scheduled by it.
-                if not task.done():
+                    task._own_context.run(_close_coroutine, cast("Coroutine[Any, Any, Any]", task.get_coro()))
+                for generator in generators:
+                    self._context.run(_close_generator, generator)
+                for task in tasks:
+                    # Takes the task out of what it waits for, and what it waits for out of the task: no cycle is
+                    # left for the garbage collector. The loop is closed, so nothing is scheduled by it.
                     task.cancel()
-            self.ready.clear()
-            self.outcome = None
+            finally:
+                self._leave(before)
+        self.ready.clear()
+        self.outcome = None
 
     def next_hash(self) -> int:
         self.births = births = self.births + 1
@@ -351,34 +369,9 @@ class LoopBody(asyncio.AbstractEventLoop):
         self.call_exception_handler(context)
 
 
-class _Driven:
-    """While inside, this thread's running loop and async generator hooks are those of `loop`."""
-
-    __slots__ = ("_hooks", "_host", "_host_task", "_loop")
-
-    def __init__(self, loop: LoopBody) -> None:
-        self._loop = loop
-
-    def __enter__(self) -> None:
-        loop = self._loop
-        self._host = host = asyncio._get_running_loop()
-        self._host_task = None
-        if host is not None and _swap_current_task is not None:
-            self._host_task = _swap_current_task(host, None)
-        self._hooks = sys.get_asyncgen_hooks()
-        asyncio._set_running_loop(loop)
-        sys.set_asyncgen_hooks(firstiter=loop.hold_generator, finalizer=_leave_alone)
-        loop._driven = True
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop._driven = False
-        sys.set_asyncgen_hooks(*self._hooks)
-        asyncio._set_running_loop(self._host)
-        if self._host_task is not None and _swap_current_task is not None:
-            _swap_current_task(self._host, self._host_task)
-
-
 # Python 3.12 and later; 3.14 keeps one current task a thread, not one a loop, so the host's must step aside.
+_get_running_loop: Final = asyncio._get_running_loop
+_set_running_loop: Final = asyncio._set_running_loop
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
 
 
