@@ -32,9 +32,7 @@ from refold.eventlog._embedded import (
     stop_unused,
 )
 
-pytestmark = pytest.mark.skipif(
-    chosen_version() != 18, reason="the embedded Postgres is PostgreSQL 18 in any run"
-)
+pytestmark = pytest.mark.embedded
 
 # Prints where the server is, and uses it until its standard input ends.
 _USE = """
