@@ -218,7 +218,6 @@ class LoopBody(asyncio.AbstractEventLoop):
             before = self._enter()
             try:
                 for task in tasks:
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]
                     task._own_context.run(_close_coroutine, cast("Coroutine[Any, Any, Any]", task.get_coro()))
                 for generator in generators:
                     self._context.run(_close_generator, generator)
@@ -307,6 +306,7 @@ class LoopBody(asyncio.AbstractEventLoop):
 
     def _new_task(self, coro: Any, name: str | None, context: Context, **options: Any) -> _Task:
         task = _Task(coro, self, name=name, context=context, **options)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # eviction is no mistake of the user's
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) > self._prune_at:
