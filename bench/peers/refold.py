@@ -6,6 +6,7 @@ loop, as a web server would; the worker is the same for both.
 
 import argparse
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -218,7 +219,7 @@ class RefoldPeer:
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("url")
-    app.database_url = options.parse_args().url
+    os.environ["REFOLD_DATABASE_URL"] = options.parse_args().url
     peer = RefoldPeer()
     serve(peer)
     peer.stop()

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from datetime import datetime
 
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     options.add_argument("url")
     options.add_argument("--start", nargs=3, metavar=("COUNT", "FIRST", "LAST"))
     given = options.parse_args()
-    app.database_url = given.url
+    os.environ["REFOLD_DATABASE_URL"] = given.url
     if given.start:
         count, first, last = given.start
         asyncio.run(start_all(int(count), datetime.fromisoformat(first), datetime.fromisoformat(last)))
