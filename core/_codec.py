@@ -146,6 +146,11 @@ class CallCodec:
         shape = msgspec.defstruct("Arguments", fields, kw_only=True, rename=renames)
         self._decode_struct = msgspec.json.Decoder(shape).decode
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The hint of each parameter, Any where it has none."""
+        return {name: codec.hint for name, codec in zip(self._names, self._codecs, strict=True)}
+
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return the call's arguments as JSON; raises TypeError as the call would, and ValueRefused."""
         names = self._names

@@ -411,6 +411,11 @@ class Workflow(Generic[P, R]):
         return f"<workflow {self.name!r}>"
 
     @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the workflow takes: the hint of each parameter, Any where it has none."""
+        return self._calls.parameters
+
+    @property
     def fingerprint(self) -> str:
         """What tells this code from another release: a digest of the function and of all that it uses."""
         if not self._fingerprint:

@@ -118,3 +118,72 @@ class HistoryMismatch(RefoldError):
             "A running workflow has met changed code. Keep the old order for old runs, or let them finish on the "
             f"last release: {_CHANGING}"
         )
+
+
+class WorkflowIdReused(RefoldError):
+    """An ID was used again for another workflow or another input. Reaction: choose another ID, or ask for the first.
+
+    Only a person's code gets this; a source's identity decides alone.
+    """
+
+    def __init__(self, workflow_id: str, found: str, asked: str) -> None:
+        super().__init__(workflow_id, found, asked)
+        self.workflow_id, self.found, self.asked = workflow_id, found, asked
+
+    def __str__(self) -> str:
+        return (
+            f"workflow ID {self.workflow_id!r} belongs to {self.found}; it was used again for {self.asked}. "
+            "Choose another ID, or get the first one with app.get(id)."
+        )
+
+
+class WorkflowNotFound(RefoldError):
+    """No workflow has this ID. Reaction: look at the IDs that are near it."""
+
+    def __init__(self, workflow_id: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(workflow_id, nearest)
+        self.workflow_id, self.nearest = workflow_id, tuple(nearest)
+
+    def __str__(self) -> str:
+        near = f"the nearest: {', '.join(self.nearest)}" if self.nearest else "there are no others like it"
+        return f"no workflow has the ID {self.workflow_id!r}; {near}.\nSee what there is: refold list"
+
+
+class WorkflowEnded(RefoldError):
+    """A message or a deletion does not fit the state of its workflow. Reaction: look at its history first."""
+
+    def __init__(self, workflow_id: str, status: str, what: str) -> None:
+        super().__init__(workflow_id, status, what)
+        self.workflow_id, self.status, self.what = workflow_id, status, what
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id!r} is {self.status}: {self.what}.\nSee its history: refold show {self.workflow_id}"
+
+
+class WorkflowDeleted(RefoldError):
+    """The history was deleted, and with it the result; the ID stays taken. Reaction: don't ask, or keep it longer."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+
+    def __str__(self) -> str:
+        return (
+            f"the history of workflow {self.workflow_id!r} was deleted; only its ID is kept, so that it never starts "
+            "twice. Keep histories as long as somebody asks for their results."
+        )
+
+
+class InvalidId(RefoldError):
+    """A workflow ID can't be stored. Reaction: choose one of 1 to 512 bytes without control characters."""
+
+    def __init__(self, workflow_id: str, problem: str) -> None:
+        super().__init__(workflow_id, problem)
+        self.workflow_id, self.problem = workflow_id, problem
+
+    def __str__(self) -> str:
+        shown = self.workflow_id if len(self.workflow_id) < 80 else self.workflow_id[:77] + "..."
+        return (
+            f"workflow ID {shown!r} {self.problem}. An ID has 1 to 512 bytes of UTF-8, no control characters, "
+            "and does not begin with source:, schedule: or queue:."
+        )

@@ -93,6 +93,9 @@ class Outside(Protocol):
     def ended(self, workflow_id: str, event: Event) -> None:
         """The workflow's end is durable."""
 
+    def left(self, workflow_id: str, due: int | None) -> None:
+        """The workflow was let go; it is due for whoever has room at `due`, None: when mail comes."""
+
     def fenced(self) -> None:
         """This worker was declared dead."""
 
@@ -133,7 +136,9 @@ class Executor:
         self._starting: dict[str, list[Start]] = {}
         self._senders: dict[str, list[Callable[[], None]]] = {}
         self._waiting_durable: dict[str, list[Callable[[], None]]] = {}
-        self.loading: dict[str, list[tuple[str, Event]]] = {}  # being read from the log; mail that came meanwhile
+        self.loading: dict[
+            str, list[tuple[str, Event]]
+        ] = {}  # being read from the log; mail that came meanwhile
         self._idle: dict[str, Resident] = {}
         self._timers: list[tuple[int, int, str, int]] = []
         self._tiebreak = itertools.count()
@@ -265,11 +270,17 @@ class Executor:
         self._step_ended(
             call,
             lambda no: StepCompleted(
-                no=no, name=call.command.step.name, args=Raw(call.command.args), result=Raw(result), attempt=call.attempt
+                no=no,
+                name=call.command.step.name,
+                args=Raw(call.command.args),
+                result=Raw(result),
+                attempt=call.attempt,
             ),
         )
 
-    def step_failed(self, call: StepCall, error: RecordedError, retry_in: int | None, *, not_before: int = 0) -> None:
+    def step_failed(
+        self, call: StepCall, error: RecordedError, retry_in: int | None, *, not_before: int = 0
+    ) -> None:
         """Record that an attempt failed; try again `retry_in` microseconds from now, or tell the code if None."""
 
         def failed(no: int) -> StepFailed:
@@ -304,7 +315,10 @@ class Executor:
     # Transactional steps (rule 15) ----------------------------------------------------------------------------------
 
     def reserve(
-        self, call: StepCall, result: bytes, give: Callable[[tuple[str, NewEvent, StepCompleted] | None], None]
+        self,
+        call: StepCall,
+        result: bytes,
+        give: Callable[[tuple[str, NewEvent, StepCompleted] | None], None],
     ) -> None:
         """Keep the stream's next seq for the event of a transactional step, once all before it is durable.
 
@@ -498,7 +512,9 @@ class Executor:
         )
         self._append(
             resident,
-            ChildStarted(no=command.no, name=command.workflow.name, child=command.child_id, input=Raw(command.input)),
+            ChildStarted(
+                no=command.no, name=command.workflow.name, child=command.child_id, input=Raw(command.input)
+            ),
         )
         if resident.ended:
             return
@@ -538,7 +554,9 @@ class Executor:
                 message_id=command.message_id,
             ),
         )
-        received = MessageReceived(message_id=command.message_id, topic=command.topic, value=Raw(command.value))
+        received = MessageReceived(
+            message_id=command.message_id, topic=command.topic, value=Raw(command.value)
+        )
         self._part(resident).messages.append(
             Message(command.to, command.message_id, "MessageReceived", encode_event(received))
         )
@@ -574,7 +592,9 @@ class Executor:
 
     def _stuck(self, resident: Resident, mismatch: Exception, seq: int) -> None:
         """History and code differ: mark the head, for code with another fingerprint to take it up. Never an event."""
-        log.error("workflow %s is stuck: %s", resident.id, mismatch, extra={"stream": resident.id, "seq": seq})
+        log.error(
+            "workflow %s is stuck: %s", resident.id, mismatch, extra={"stream": resident.id, "seq": seq}
+        )
         if resident.part is not None and resident.part.events and resident.durable_seq < resident.next_seq:
             # Events that the code did not accept must not become durable.
             self._dirty.pop(resident.id, None)
@@ -693,8 +713,10 @@ class Executor:
             self._drop(resident)
             if append.head.finished_at is not None:
                 self._outside.ended(resident.id, news[-1].event)
-            elif missed:
-                self._outside.look_for_work()
+            else:
+                self._outside.left(resident.id, append.head.due_at)
+                if missed:
+                    self._outside.look_for_work()
             return
         for action in self._waiting_durable.pop(resident.id, ()) if resident.part is None else ():
             action()
@@ -742,7 +764,9 @@ class Executor:
                 continue
             resident.unstarted.pop(command.no, None)
             failures = resident.failures.get(command.no, 0)
-            call = StepCall(resident.id, resident.workflow.name, command, failures + 1 + resident.deaths, failures)
+            call = StepCall(
+                resident.id, resident.workflow.name, command, failures + 1 + resident.deaths, failures
+            )
             resident.running[command.no] = call
             ready.append(call)
         resident.allowed_after = later
@@ -787,7 +811,9 @@ class Executor:
                 continue
             if resident.timers.get(no) == when:
                 self._stimulus(resident, lambda r=resident, n=no, w=when: self._timer_fired(r, n, w))
-            elif (retry := resident.retries.get(no)) is not None and retry[0] == when and retry[1] is not None:
+            elif (
+                (retry := resident.retries.get(no)) is not None and retry[0] == when and retry[1] is not None
+            ):
                 if resident.evicting:
                     resident.mail_missed = True
                     continue
@@ -811,7 +837,12 @@ class Executor:
             return
         if not self.accepting_steps:
             resident.allowed_after.clear()
-        if resident.allowed_after and resident.part is None and resident.in_flight is None and resident.held is None:
+        if (
+            resident.allowed_after
+            and resident.part is None
+            and resident.in_flight is None
+            and resident.held is None
+        ):
             ready: list[StepCall] = []
             self._dispatch(resident, ready)
             if ready:

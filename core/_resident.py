@@ -42,7 +42,9 @@ class Resident:
     news: list[Recorded] = field(default_factory=list)  # appended, to be told to observers when durable
     allowed_after: list[tuple[int, RunStep]] = field(default_factory=list)  # steps, and the seq they wait for
     running: dict[int, StepCall] = field(default_factory=dict)
-    unstarted: dict[int, RunStep] = field(default_factory=dict)  # asked for and neither running nor to be retried
+    unstarted: dict[int, RunStep] = field(
+        default_factory=dict
+    )  # asked for and neither running nor to be retried
     timers: dict[int, int] = field(default_factory=dict)  # no -> until
     retries: dict[int, tuple[int, RunStep]] = field(default_factory=dict)  # no -> when, what
     failures: dict[int, int] = field(default_factory=dict)  # no -> recorded failed attempts

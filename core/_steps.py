@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from queue import SimpleQueue
 from typing import Final, Protocol
@@ -128,6 +128,7 @@ class StepRunner:
         engine: asyncio.AbstractEventLoop,
         steps_loop: Callable[[], asyncio.AbstractEventLoop],
         transaction: Callable[[StepCall], None],
+        atransaction: Callable[[StepCall], Awaitable[None]],
         *,
         threads: int,
         grace: float = GRACE,
@@ -136,6 +137,7 @@ class StepRunner:
         self._engine = engine
         self._steps_loop = steps_loop
         self._grace = grace
+        self._atransaction = atransaction
         self._transaction = transaction  # runs a transactional attempt in this thread, and records it
         self._pool = ThreadPool(threads, self._work, engine)
         self._back: deque[tuple[StepCall, bytes | None, BaseException | None]] = deque()
@@ -216,22 +218,18 @@ class StepRunner:
             task.add_done_callback(self._tasks.discard)
 
     async def _arun(self, call: StepCall) -> None:
-        step = call.command.step
-        timeout = step.options.timeout
+        timeout = call.command.step.options.timeout
         try:
-            with running_step(info_of(call)):
-                args, kwargs = step.decode_args(call.command.args)
-                if timeout is None:
-                    result = await step.fn(*args, **kwargs)
-                else:
-                    try:
-                        async with asyncio.timeout(timeout.total_seconds()) as limit:
-                            result = await step.fn(*args, **kwargs)
-                    except TimeoutError as error:
-                        if limit.expired():
-                            raise timed_out(call, timeout) from error
-                        raise
-                encoded = step.encode_result(result)
+            if timeout is None:
+                encoded = await self._attempt(call)
+            else:
+                try:
+                    async with asyncio.timeout(timeout.total_seconds()) as limit:
+                        encoded = await self._attempt(call)
+                except TimeoutError as error:
+                    if limit.expired():
+                        raise timed_out(call, timeout) from error
+                    raise
         except asyncio.CancelledError as error:
             if call.over or self._closed:
                 return
@@ -242,6 +240,15 @@ class StepRunner:
                 return
         else:
             self._bring_back(call, encoded, None)
+
+    async def _attempt(self, call: StepCall) -> bytes | None:
+        step = call.command.step
+        if step.options.transaction:
+            await self._atransaction(call)
+            return None
+        with running_step(info_of(call)):
+            args, kwargs = step.decode_args(call.command.args)
+            return step.encode_result(await step.fn(*args, **kwargs))
 
     # Back on the engine's thread --------------------------------------------------------------------------------------
 
@@ -330,5 +337,3 @@ def retry_in(call: StepCall, error: BaseException) -> int | None:
             log.exception("retry_if of step %s failed; the step is not tried again", call.command.step.name)
             return None
     return options.delay(call.failures + 1, random.random()) // timedelta(microseconds=1)
-
-

@@ -180,10 +180,12 @@ class IdentitySealed(_Event, frozen=True):
 
 
 class PositionAdvanced(_Event, frozen=True):
-    """A source was handed over up to `position` (the connector's own JSON); `started` workflows came of it."""
+    """A source was handed over up to `position` (the connector's own JSON) by the consumer `label`; `started`
+    messages were in it."""
 
     position: Raw
     started: int = 0
+    label: str = ""
 
 
 class GapFound(_Event, frozen=True):

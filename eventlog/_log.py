@@ -14,8 +14,8 @@ import psycopg
 from psycopg import errors
 
 from refold.eventlog._arrays import Blobs, Ints, Texts, Times
-from refold.eventlog._connect import LOST, AsyncConnection, Line, is_lost
-from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, PositionMoved, StaleWriter
+from refold.eventlog._connect import AsyncConnection, Line
+from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, StaleWriter
 from refold.eventlog._events import Event, Recorded, decode_event
 
 # SQLSTATE that refold.fence raises.
@@ -112,9 +112,7 @@ class Flushed:
     existing: set[str]
 
 
-_FLUSH: Final[LiteralString] = (
-    "select log_time, existing from refold.flush(" + ", ".join(["%s"] * 39) + ")"
-)
+_FLUSH: Final[LiteralString] = "select log_time, existing from refold.flush(" + ", ".join(["%s"] * 39) + ")"
 
 # The lock waits for a transaction of this lane that may still be committing on a connection that broke.
 _LAST_FLUSH: Final[LiteralString] = (
@@ -215,11 +213,21 @@ def _id_of(start: NewWorkflow) -> str:
     return start.workflow_id
 
 
-async def _send(connection: AsyncConnection, fence: Sequence[Any], appends: Sequence[Append]) -> tuple[int, set[str]]:
+async def _send(
+    connection: AsyncConnection, fence: Sequence[Any], appends: Sequence[Append]
+) -> tuple[int, set[str]]:
     cursor = await connection.execute(_FLUSH, (*fence, *_columns(appends)), binary=True)
     row = await cursor.fetchone()
     assert row is not None
     return row[0], set(row[1] or ())
+
+
+async def write_unfenced(connection: AsyncConnection, appends: Sequence[Append]) -> tuple[int, set[str]]:
+    """Commit starts and messages of a process that owns no workflow; safe to repeat, by their IDs.
+
+    Returns the log's time and the starts whose ID existed. After a repeat those of the first try are among them.
+    """
+    return await _send(connection, (None, None, None, None), appends)
 
 
 class Lane:
@@ -340,7 +348,9 @@ class Lane:
     ) -> tuple[int, dict[str, EventLogError], set[str]]:
         """Send the halves of a flush that Postgres refused, until the culprit stands alone."""
         if len(appends) == 1:
-            refused: dict[str, EventLogError] = {appends[0].stream: AppendRefused(appends[0].stream, str(error))}
+            refused: dict[str, EventLogError] = {
+                appends[0].stream: AppendRefused(appends[0].stream, str(error))
+            }
             log_time, _ = await self.transact([])
             return log_time, refused, set()
         middle = len(appends) // 2
@@ -395,7 +405,9 @@ class Lane:
 # Stands in `Flushed.existing` when a flush's answer was lost although it was committed.
 UNKNOWN: Final = "\0unknown"
 
-READ_STREAM: Final[LiteralString] = "select seq, at, body from refold.events where workflow_id = %s order by seq"
+READ_STREAM: Final[LiteralString] = (
+    "select seq, at, body from refold.events where workflow_id = %s order by seq"
+)
 
 # One statement for many: a worker that claims a hundred workflows loads them in one round trip.
 READ_STREAMS: Final[LiteralString] = (
@@ -411,24 +423,3 @@ def recorded(rows: Iterable[Sequence[Any]]) -> list[Recorded]:
 def encoded_type(event: Event) -> str:
     """Return the tag of an event, as the `type` column has it."""
     return type(event).__name__
-
-
-__all__ = [
-    "FENCED",
-    "LOST",
-    "READ_STREAM",
-    "READ_STREAMS",
-    "UNKNOWN",
-    "Append",
-    "Flushed",
-    "HeadChange",
-    "Lane",
-    "Message",
-    "NewEvent",
-    "NewWorkflow",
-    "PositionMove",
-    "PositionMoved",
-    "encoded_type",
-    "is_lost",
-    "recorded",
-]

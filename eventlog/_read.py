@@ -7,7 +7,14 @@ import msgspec
 
 from refold.eventlog._arrays import Texts
 from refold.eventlog._connect import AsyncConnection, Line
-from refold.eventlog._events import Event, IdentitySealed, Recorded, WorkflowStarted, decode_event, encode_event
+from refold.eventlog._events import (
+    Event,
+    IdentitySealed,
+    Recorded,
+    WorkflowStarted,
+    decode_event,
+    encode_event,
+)
 from refold.eventlog._log import READ_STREAM, READ_STREAMS, recorded
 
 ENDED: Final = ("completed", "failed", "cancelled")
@@ -91,7 +98,9 @@ _OWNED: Final[LiteralString] = "select workflow_id, name from refold.workflows w
 _WAIT: Final[LiteralString] = """
     insert into refold.waiters (workflow_id, channel) select unnest(%s), %s on conflict do nothing
 """
-_WAIT_NO_MORE: Final[LiteralString] = "delete from refold.waiters where workflow_id = any(%s) and channel = %s"
+_WAIT_NO_MORE: Final[LiteralString] = (
+    "delete from refold.waiters where workflow_id = any(%s) and channel = %s"
+)
 
 _POSITIONS: Final[LiteralString] = """
     select source, stream, next_seq, position, label, at from refold.positions where source = any(%s)
@@ -167,11 +176,17 @@ class Reader:
 
     async def mail(self, ids: Sequence[str]) -> list[tuple[str, str, Event]]:
         """Return the unfolded messages of these workflows, in the order of sending."""
-        return [(to, message_id, decode_event(body)) for to, message_id, body in await self.rows(_MAIL, Texts(ids))]
+        return [
+            (to, message_id, decode_event(body))
+            for to, message_id, body in await self.rows(_MAIL, Texts(ids))
+        ]
 
     async def own_mail(self, worker: str) -> list[tuple[str, str, Event]]:
         """Return the unfolded messages of all workflows that `worker` owns."""
-        return [(to, message_id, decode_event(body)) for to, message_id, body in await self.rows(_OWN_MAIL, worker)]
+        return [
+            (to, message_id, decode_event(body))
+            for to, message_id, body in await self.rows(_OWN_MAIL, worker)
+        ]
 
     async def owned(self, worker: str) -> list[tuple[str, str]]:
         """Return (ID, name) of the workflows that `worker` owns."""
@@ -193,7 +208,8 @@ class Reader:
         """Return how far each of `sources` was handed over; one never read has no position yet."""
         known = {row[0]: SourcePosition(*row) for row in await self.rows(_POSITIONS, Texts(sources))}
         return {
-            source: known.get(source) or SourcePosition(source, f"source:{source}/0", 0, None) for source in sources
+            source: known.get(source) or SourcePosition(source, f"source:{source}/0", 0, None)
+            for source in sources
         }
 
     async def all_positions(self, prefix: str) -> list[SourcePosition]:
@@ -244,7 +260,9 @@ class Reader:
 
     async def first_event(self, workflow_id: str) -> WorkflowStarted | None:
         """Return event 0 of a workflow, None where it was deleted or never was."""
-        rows = await self.rows("select body from refold.events where workflow_id = %s and seq = 0", workflow_id)
+        rows = await self.rows(
+            "select body from refold.events where workflow_id = %s and seq = 0", workflow_id
+        )
         event = decode_event(rows[0][0]) if rows else None
         return event if isinstance(event, WorkflowStarted) else None
 

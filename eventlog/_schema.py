@@ -74,7 +74,9 @@ def migrate_on(connection: Connection) -> int:
             era = connection.execute(_NEW_ERA).fetchone()
             if era is not None:
                 connection.execute(
-                    psycopg.sql.SQL("alter table refold.events alter column era set default {}").format(era[0])
+                    psycopg.sql.SQL("alter table refold.events alter column era set default {}").format(
+                        era[0]
+                    )
                 )
     except errors.InsufficientPrivilege as error:
         info = connection.info
@@ -91,7 +93,9 @@ def _migrations() -> list[tuple[int, LiteralString]]:
     folder = resources.files("refold.eventlog").joinpath("sql/migrations")
     if not folder.is_dir():
         return []
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name
+    )
     return [(int(file.name[:4]), cast(LiteralString, file.read_text())) for file in files]
 
 

@@ -67,7 +67,7 @@ def is_worth_another_try(error: BaseException) -> bool:
     """Whether a transaction failed for no fault of its own: serialization, deadlock, or the line broke."""
     if isinstance(error, errors.SerializationFailure | errors.DeadlockDetected):
         return True
-    return isinstance(error, LOST) and not isinstance(error, errors.Error) or (
+    return (isinstance(error, LOST) and not isinstance(error, errors.Error)) or (
         isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(("08", "57P", "25P03"))
     )
 

@@ -115,8 +115,8 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{worker}", daemon=True)
         self._connection: Connection | None = None
 
-    def start(self) -> None:
-        """Register the worker and begin to beat.
+    def register(self) -> None:
+        """Enter the worker, with its session lock, before any other lane of it.
 
         Raises DatabaseUnreachable.
         """
@@ -126,6 +126,9 @@ class Heartbeat:
         ).fetchone()
         assert row is not None
         self._epoch = row[0]
+
+    def start(self) -> None:
+        """Begin to beat."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -134,6 +137,7 @@ class Heartbeat:
         self._soon.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+        self._drop()
 
     @property
     def pooled(self) -> bool:
@@ -210,7 +214,9 @@ class Heartbeat:
                 try:
                     with connection.transaction():
                         connection.execute("set local lock_timeout = '1s'")
-                        row = connection.execute(_DECLARE_DEAD, (self.worker, self._epoch, dead, beat)).fetchone()
+                        row = connection.execute(
+                            _DECLARE_DEAD, (self.worker, self._epoch, dead, beat)
+                        ).fetchone()
                 except errors.LockNotAvailable:
                     if last_try:
                         return

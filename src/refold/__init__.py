@@ -1,1 +1,76 @@
-"""refold: an event-sourced workflow engine for Python."""
+"""refold: an event-sourced workflow engine for Python. What happens is an event in Postgres; state is replayed."""
+
+from refold.core._app import App
+from refold.core._client import Page, WorkflowInfo
+from refold.core._context import (
+    arecv,
+    asleep,
+    asleep_until,
+    gather,
+    later,
+    logger,
+    now,
+    random,
+    recv,
+    send,
+    sleep,
+    sleep_until,
+    uuid,
+)
+from refold.core._definitions import Step, StepInfo, Workflow, step, step_info
+from refold.core._errors import (
+    DecodeFailed,
+    DefinitionRefused,
+    Evicted,
+    HistoryMismatch,
+    InvalidId,
+    RefoldError,
+    StepError,
+    TimedOut,
+    ValueRefused,
+    WorkflowDeleted,
+    WorkflowEnded,
+    WorkflowIdReused,
+    WorkflowNotFound,
+    WrongCall,
+)
+from refold.core._handle import WorkflowHandle
+
+__all__ = [
+    "App",
+    "DecodeFailed",
+    "DefinitionRefused",
+    "Evicted",
+    "HistoryMismatch",
+    "InvalidId",
+    "Page",
+    "RefoldError",
+    "Step",
+    "StepError",
+    "StepInfo",
+    "TimedOut",
+    "ValueRefused",
+    "Workflow",
+    "WorkflowDeleted",
+    "WorkflowEnded",
+    "WorkflowHandle",
+    "WorkflowIdReused",
+    "WorkflowInfo",
+    "WorkflowNotFound",
+    "WrongCall",
+    "arecv",
+    "asleep",
+    "asleep_until",
+    "gather",
+    "later",
+    "logger",
+    "now",
+    "random",
+    "recv",
+    "send",
+    "sleep",
+    "sleep_until",
+    "step",
+    "step_info",
+    "uuid",
+]

@@ -1,0 +1,64 @@
+"""What a workflow is and how it runs. Connectors use this package's names, and nothing below it."""
+
+from refold.core._app import App
+from refold.core._client import Page, WorkflowInfo
+from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
+from refold.core._errors import (
+    DecodeFailed,
+    DefinitionRefused,
+    Evicted,
+    HistoryMismatch,
+    InvalidId,
+    RefoldError,
+    StepError,
+    TimedOut,
+    ValueRefused,
+    WorkflowDeleted,
+    WorkflowEnded,
+    WorkflowIdReused,
+    WorkflowNotFound,
+    WrongCall,
+)
+from refold.core._failures import record_error
+from refold.core._handle import WorkflowHandle
+from refold.core._source import Connector, HandedOver, Lane, Move, Start
+from refold.eventlog import GapFound, PositionMoved, Recorded, RecordedError, SourcePosition
+
+__all__ = [
+    "App",
+    "Connector",
+    "DecodeFailed",
+    "DefinitionRefused",
+    "Evicted",
+    "GapFound",
+    "HandedOver",
+    "Handle",
+    "HistoryMismatch",
+    "InvalidId",
+    "Lane",
+    "Later",
+    "Move",
+    "Page",
+    "PositionMoved",
+    "Recorded",
+    "RecordedError",
+    "RefoldError",
+    "SourcePosition",
+    "Start",
+    "Step",
+    "StepError",
+    "StepInfo",
+    "TimedOut",
+    "ValueRefused",
+    "Workflow",
+    "WorkflowDeleted",
+    "WorkflowEnded",
+    "WorkflowHandle",
+    "WorkflowIdReused",
+    "WorkflowInfo",
+    "WorkflowNotFound",
+    "WrongCall",
+    "record_error",
+    "step",
+    "step_info",
+]

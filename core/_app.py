@@ -1,0 +1,446 @@
+"""The app: what a program declares its workflows on, and what runs them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Self, TypeVar, overload
+
+from refold.core._client import Client, Page, WorkflowInfo
+from refold.core._codec import encode_message
+from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow
+from refold.core._engine import Engine, refuse_on_a_loop
+from refold.core._errors import DefinitionRefused
+from refold.core._handle import WorkflowHandle
+from refold.core._home import find_instance
+from refold.core._source import Connector, Lane
+from refold.core._worker import CAPACITY, SHUTDOWN_GRACE, Observer, Worker
+from refold.eventlog import EmbeddedServer, check, embedded_postgres
+from refold.eventlog._events import Recorded
+from refold.eventlog._read import SourcePosition
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DATABASE_URL: Final = "REFOLD_DATABASE_URL"
+
+
+class App:
+    """Workflows, the connectors that start them, and the Postgres that remembers them.
+
+    Making one does nothing. At first use it takes `database_url`, or REFOLD_DATABASE_URL, or starts the embedded
+    Postgres under `.refold/`. `threads` bounds the threads for `def` steps; `concurrency` the workflows that a worker
+    has in hand at once, those that wait not counted.
+    """
+
+    def __init__(
+        self, name: str, *, database_url: str | None = None, threads: int = 32, concurrency: int = CAPACITY
+    ) -> None:
+        self.name = name
+        self.database_url = database_url
+        self.workflows: dict[str, Workflow[..., Any]] = {}
+        self.connectors: list[Connector] = []
+        self.shutdown_grace = timedelta(seconds=SHUTDOWN_GRACE)
+        self._threads, self._concurrency = threads, concurrency
+        self._observers: list[Observer] = []
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None
+        self._client: Client | None = None
+        self._worker: Worker | None = None
+        self._server: EmbeddedServer | None = None
+        self._steps_engine: Engine | None = None
+        self._host_loop: asyncio.AbstractEventLoop | None = None
+        self._started: list[Connector] = []
+        self._lanes: list[Lane] = []
+
+    def __repr__(self) -> str:
+        return f"<App {self.name!r}, {len(self.workflows)} workflows>"
+
+    # Declaring --------------------------------------------------------------------------------------------------------
+
+    @overload
+    def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...
+    @overload
+    def workflow(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
+    @overload
+    def workflow(self, *, name: str) -> "_WorkflowDecorator": ...
+    def workflow(self, fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+        """Make a function a workflow of this app. `name` (default: the function's) is what the log holds: keep it.
+
+        Raises DefinitionRefused when the app has a workflow of that name, or a parameter can't be decoded.
+        """
+
+        def decorate(fn: Callable[..., Any]) -> Workflow[..., Any]:
+            made: Workflow[..., Any] = define_workflow(fn, self, name=name, depth=2 if name is None else 2)
+            if made.name in self.workflows:
+                raise DefinitionRefused(
+                    f"workflow {made.name!r}",
+                    f"app {self.name!r} has a workflow of that name already",
+                    'Give one of them another: @app.workflow(name="...").',
+                )
+            self.workflows[made.name] = made
+            return made
+
+        return decorate if fn is None else decorate(fn)
+
+    def connect(self, connector: Connector) -> None:
+        """Have the worker start and stop `connector`; connectors' decorators call this."""
+        self.connectors.append(connector)
+
+    def observe(self, callback: Observer) -> None:
+        """Call `callback(workflow_id, recorded)` for each event of this process's worker, after its commit.
+
+        It is called on the engine's thread and must not wait.
+        """
+        self._observers.append(callback)
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start_worker()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._host_loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.start_worker)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+        self._host_loop = None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _server: Any = None) -> AsyncIterator[None]:
+        """Run a worker as long as a Starlette or FastAPI server runs: `FastAPI(lifespan=app.lifespan)`."""
+        async with self:
+            yield
+
+    def start_worker(self) -> None:
+        """Run a worker and the connectors in the background; on return they run.
+
+        Raises DatabaseUnreachable, SchemaMismatch, SchemaForbidden; EmbeddedMissing without URL and extra.
+        """
+        with self._lock:
+            if self._worker is not None:
+                return
+            engine = self._open()
+            if self._client is not None:
+                engine.submit(self._client.close()).result()
+                self._client = None
+            self._worker = engine.submit(self._make_worker(engine)).result()
+            try:
+                for connector in self.connectors:
+                    connector.start(self)
+                    self._started.append(connector)
+            except BaseException:
+                self.close()
+                raise
+
+    def stop_worker(self, *, grace: timedelta | None = None) -> None:
+        """Stop the connectors, release what waits at once and what is in a step as it ends, and leave.
+
+        What is not done after `grace` (default `app.shutdown_grace`, 20 s) is left for other workers to take over.
+        """
+        with self._lock:
+            worker, engine = self._worker, self._engine
+            if worker is None or engine is None:
+                return
+            if grace is not None:
+                worker.shutdown_grace = grace.total_seconds()
+            for connector in reversed(self._started):
+                connector.stop()
+            self._started.clear()
+            for lane in self._lanes:
+                lane.close()
+            self._lanes.clear()
+            if self._client is not None:
+                engine.submit(self._client.close()).result()
+                self._client = None
+            engine.submit(worker.stop()).result()
+            self._worker = None
+
+    def run(self) -> None:
+        """Run a worker in the foreground until SIGTERM or SIGINT, then stop it gracefully.
+
+        A second signal ends the process at once.
+        """
+        over = threading.Event()
+
+        def stop(number: int, _: Any) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            over.set()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with self:
+                over.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Stop the worker if one runs, and close every connection. The app can be used again."""
+        with self._lock:
+            self.stop_worker()
+            engine, client = self._engine, self._client
+            if engine is not None:
+                if client is not None:
+                    engine.submit(client.close()).result()
+                    self._client = None
+                engine.close()
+                self._engine = None
+            if self._steps_engine is not None:
+                self._steps_engine.close()
+                self._steps_engine = None
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+
+    async def _make_worker(self, engine: Engine) -> Worker:
+        worker = Worker(
+            self._url,
+            engine,
+            self.workflows,
+            threads=self._threads,
+            steps_loop=self._steps_loop,
+            observers=self._observers,
+            capacity=self._concurrency,
+            shutdown_grace=self.shutdown_grace.total_seconds(),
+        )
+        await worker.start()
+        return worker
+
+    def _steps_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that `async def` steps run on: the one that started the app, else one of our own."""
+        if self._host_loop is not None:
+            return self._host_loop
+        if self._steps_engine is None:
+            self._steps_engine = Engine(f"{self.name}-steps")
+        return self._steps_engine.loop
+
+    # Connecting -------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Engine:
+        """Find the database, make sure of its schema, and start the engine's thread; once."""
+        with self._lock:
+            if self._engine is None:
+                self._url = self._find_database()
+                try:
+                    check(self._url)
+                except BaseException:
+                    if self._server is not None:
+                        self._server.close()
+                        self._server = None
+                    raise
+                self._engine = Engine(self.name)
+            return self._engine
+
+    def _find_database(self) -> str:
+        url = self.database_url or os.environ.get(DATABASE_URL)
+        if url:
+            return url
+        self._server = embedded_postgres()
+        folder = _shown(self._server.folder)
+        print(f"refold: no {DATABASE_URL}; using the embedded Postgres in {folder}/", flush=True)
+        return self._server.url
+
+    def _client_now(self) -> Client:
+        """Return the client; on the engine's loop."""
+        if self._client is None:
+            self._client = Client(self._url, self._worker)
+        return self._client
+
+    def _call(self, coroutine: Coroutine[Any, Any, R], what: str, instead: str) -> R:
+        try:
+            refuse_on_a_loop(what, instead)
+            engine = self._open()
+        except BaseException:
+            coroutine.close()
+            raise
+        return engine.call(coroutine, what, instead)
+
+    async def _acall(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        engine = self._engine
+        if engine is None:
+            try:
+                engine = await asyncio.to_thread(self._open)
+            except BaseException:
+                coroutine.close()
+                raise
+        return await engine.acall(coroutine)
+
+    # Starting (what a Workflow asks of its app) -------------------------------------------------------------------------
+
+    def start(
+        self, workflow: Workflow[..., R], input: bytes, digest: str, *, id: str | None
+    ) -> WorkflowHandle[R]:
+        """Start a workflow with an encoded input; `workflow.start(...)` calls this."""
+        name = workflow.name
+        started = self._call(
+            self._start(workflow, input, digest, id), f"{name}.start(...)", f"await {name}.astart(...)"
+        )
+        return WorkflowHandle(self, started, workflow)
+
+    async def astart(
+        self, workflow: Workflow[..., R], input: bytes, digest: str, *, id: str | None
+    ) -> WorkflowHandle[R]:
+        """Do what `start` does, from async code."""
+        return WorkflowHandle(self, await self._acall(self._start(workflow, input, digest, id)), workflow)
+
+    async def _start(self, workflow: Workflow[..., Any], input: bytes, digest: str, id: str | None) -> str:
+        return await self._client_now().start(workflow, input, digest, id)
+
+    # Looking and sending ------------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> WorkflowHandle[Any]:
+        """Return the handle of a workflow. Raises WorkflowNotFound with the nearest IDs."""
+        info = self.info(id)
+        return WorkflowHandle(self, id, self.workflows.get(info.name))
+
+    async def aget(self, id: str) -> WorkflowHandle[Any]:
+        """Do what `get` does, from async code."""
+        info = await self.ainfo(id)
+        return WorkflowHandle(self, id, self.workflows.get(info.name))
+
+    def info(self, id: str) -> WorkflowInfo:
+        """Return what is known of a workflow without its history. Raises WorkflowNotFound."""
+        return self._call(self._info(id), "app.info(...)", "await app.ainfo(...)")
+
+    async def ainfo(self, id: str) -> WorkflowInfo:
+        """Do what `info` does, from async code."""
+        return await self._acall(self._info(id))
+
+    async def _info(self, id: str) -> WorkflowInfo:
+        return await self._client_now().info(id)
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return workflows, newest first, `limit` at a time; `cursor` is the `next_cursor` of the page before."""
+        return self._call(self._list(status, name, limit, cursor), "app.list(...)", "await app.alist(...)")
+
+    async def alist(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Do what `list` does, from async code."""
+        return await self._acall(self._list(status, name, limit, cursor))
+
+    async def _list(self, status: str | None, name: str | None, limit: int, cursor: str | None) -> Page:
+        return await self._client_now().list(status, name, limit, cursor)
+
+    def history(self, id: str) -> "list[Recorded]":
+        """Return the events of a workflow, in order. Raises WorkflowNotFound."""
+        return self._call(self._history(id), "app.history(...)", "await app.ahistory(...)")
+
+    async def ahistory(self, id: str) -> "list[Recorded]":
+        """Do what `history` does, from async code."""
+        return await self._acall(self._history(id))
+
+    async def _history(self, id: str) -> "list[Recorded]":
+        return await self._client_now().history(id)
+
+    def send(self, id: str, value: Any, topic: str = "") -> None:
+        """Send a message to a workflow, for its `refold.recv(topic)`; durable on return. One not started yet gets it
+        when it starts.
+
+        In workflow code this is `refold.send`: recorded, and sent in the transaction that records it. Raises
+        WorkflowEnded, ValueRefused for a value that is no JSON.
+        """
+        instance = find_instance()
+        if instance is not None:
+            from refold.core._context import send
+
+            send(id, value, topic)
+            return
+        self._call(
+            self._send(id, encode_message(value, f"the message to {id}"), topic),
+            "app.send(...)",
+            "await app.asend(...)",
+        )
+
+    async def asend(self, id: str, value: Any, topic: str = "") -> None:
+        """Do what `send` does, from async code."""
+        await self._acall(self._send(id, encode_message(value, f"the message to {id}"), topic))
+
+    async def _send(self, id: str, value: bytes, topic: str) -> None:
+        await self._client_now().send(id, value, topic)
+
+    def delete(self, id: str) -> None:
+        """Delete the history of a workflow that has ended; its ID stays taken for ever.
+
+        Raises WorkflowNotFound, WorkflowEnded when it has not ended.
+        """
+        self._call(self._delete(id), "app.delete(...)", "await app.adelete(...)")
+
+    async def adelete(self, id: str) -> None:
+        """Do what `delete` does, from async code."""
+        await self._acall(self._delete(id))
+
+    async def _delete(self, id: str) -> None:
+        await self._client_now().delete(id)
+
+    # Connectors -----------------------------------------------------------------------------------------------------------
+
+    def lane(self, name: str) -> Lane:
+        """Return a new sequence of hand-overs for a connector; needs a running worker."""
+        engine = self._engine
+        if engine is None or self._worker is None:
+            raise RuntimeError("a lane needs a running worker")
+        lane = Lane(name, self._running_worker, engine.submit)
+        self._lanes.append(lane)
+        return lane
+
+    def _running_worker(self) -> Worker:
+        worker = self._worker
+        if worker is None:
+            raise RuntimeError("the worker has stopped")
+        return worker
+
+    def positions(self, prefix: str = "") -> "list[SourcePosition]":
+        """Return how far each source whose name begins with `prefix` was handed over."""
+        return self._call(self._positions(prefix), "app.positions(...)", "await app.apositions(...)")
+
+    async def apositions(self, prefix: str = "") -> "list[SourcePosition]":
+        """Do what `positions` does, from async code."""
+        return await self._acall(self._positions(prefix))
+
+    async def _positions(self, prefix: str) -> "list[SourcePosition]":
+        return [*await self._client_now().positions(prefix)]
+
+
+class _WorkflowDecorator:
+    """The type of `app.workflow(name=...)`."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
+    def __call__(self, fn: Any, /) -> Any: ...
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
