@@ -1,0 +1,67 @@
+"""Names that cannot collide: a record's workflow ID, and the stream of a partition's position.
+
+Every part is percent-encoded and joined by colons, so two different records never get one ID, whatever is in the
+names. The topic's own ID is in it: a topic that is deleted and made again counts its offsets from 0 once more,
+and what it holds then are other records.
+"""
+
+from typing import Final
+from urllib.parse import quote
+
+from refold.core import DefinitionRefused
+
+# An ID has at most 512 bytes. 249 for the topic's name, 22 for its ID, 60 for separators, partition, offset and era,
+# 64 for the cluster's ID; what is left is the consumer's.
+_NAME_MAX: Final = 110
+
+
+def workflow_id(
+    *,
+    consumer: str,
+    cluster: str,
+    topic: str,
+    topic_id: str | None,
+    partition: int,
+    offset: int,
+    timestamp: int,
+    era: int = 0,
+) -> str:
+    """Return the ID of the workflow that `consumer` starts for a record.
+
+    Without a `topic_id` (a broker that does not describe its topics) the record's timestamp, in ms, takes its
+    place: it is the same at every delivery. `era` counts how often the broker has lost the end of this
+    partition's log and given its offsets out again.
+    """
+    which = topic_id if topic_id is not None else f"@{timestamp}"
+    if era:
+        which = f"{which}~{era}"
+    return f"kafka:{_part(consumer)}:{_part(cluster)}:{_part(topic)}:{which}:{partition}:{offset}"
+
+
+def source_name(*, consumer: str, cluster: str, topic: str, partition: int) -> str:
+    """Return the name of the source whose position says how far `consumer` has handed over a partition."""
+    return f"{source_prefix(consumer)}{_part(cluster)}:{_part(topic)}:{partition}"
+
+
+def source_prefix(consumer: str) -> str:
+    """Return what the names of all sources of `consumer` begin with."""
+    return f"kafka:{_part(consumer)}:"
+
+
+def url_safe(topic_id: str) -> str:
+    """Return a topic's ID as Kafka's own tools print it (the client gives base64 with + and /)."""
+    return topic_id.rstrip("=").replace("+", "-").replace("/", "_")
+
+
+def check_consumer_name(name: str) -> None:
+    """Raise DefinitionRefused for a consumer name that is empty or leaves no room in a workflow ID."""
+    if not name or len(_part(name)) > _NAME_MAX:
+        raise DefinitionRefused(
+            f"kafka.consumer(name={name!r})",
+            f"the name takes {len(_part(name))} bytes in a workflow ID; 1 to {_NAME_MAX} fit",
+            "Give a shorter name=; it is the consumer's identity, so choose one that can stay.",
+        )
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")

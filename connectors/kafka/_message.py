@@ -1,0 +1,155 @@
+"""A Kafka record as workflow code sees it, and on its way into the log.
+
+A record's bytes are checked against the type that the workflow declares before it is handed over. What fits is
+kept as it came: the JSON of the value goes into the workflow's input byte for byte. What does not fit becomes a
+workflow all the same, one that has failed already, with the raw bytes in its input.
+"""
+
+import typing
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+import msgspec
+
+from refold.core import DecodeFailed, DefinitionRefused
+
+T = TypeVar("T")
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_encode: Final = msgspec.json.Encoder().encode
+# A value that is skipped by the type is checked as JSON, but not as UTF-8: see `_checked_json`.
+_NULL: Final = b"null"
+
+Form = Literal["json", "bytes", "text"]
+
+
+class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """One record of a topic. `value` is of the type in `Message[...]`, decoded from JSON.
+
+    `Message[bytes]` is the value as it came, `Message[str]` its UTF-8 text. A tombstone (a record without a
+    value) has `value` None, and is taken only where the type says so: `Message[Order | None]`. `timestamp` is
+    the broker's or the producer's, to the millisecond, None where the record has none. Every field has a default,
+    so that a test can write `Message(value=order)`.
+    """
+
+    value: T
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
+    timestamp: datetime | None = None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    def header(self, name: str) -> bytes | None:
+        """Return the last header called `name`, None when there is none (or it has no value)."""
+        return next((value for key, value in reversed(self.headers) if key == name), None)
+
+    def header_values(self, name: str) -> list[bytes | None]:
+        """Return all headers called `name`, in the order in which the producer set them."""
+        return [value for key, value in self.headers if key == name]
+
+
+class Record(NamedTuple):
+    """A record as the client gave it: all of it bytes, nothing decoded. `timestamp` in ms; 0 when it has none."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+class Encoded(NamedTuple):
+    """The input of a record's workflow; with a failure, the workflow is written down as failed and never run."""
+
+    input: bytes
+    failure: DecodeFailed | None
+
+
+class MessageCodec:
+    """Turns records into inputs of one workflow, which takes one `Message[T]` in the parameter `parameter`."""
+
+    def __init__(self, parameter: str, hint: Any) -> None:
+        """Compile `hint`, a `Message[T]`. What msgspec cannot decode has been refused by the workflow already."""
+        self.parameter = parameter
+        self.type = get_args(hint)[0] if get_args(hint) else Any
+        self.form = _form_of(self.type)
+        decoder = msgspec.json.Decoder(self.type)
+        self._decode: Callable[[bytes], Any] = decoder.decode
+
+    def encode(self, record: Record) -> Encoded:
+        """Return the input of `record`'s workflow. Never raises: what cannot be decoded says so in the result."""
+        try:
+            return Encoded(self._input(record, self._checked(record.value)), None)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            failure = DecodeFailed(
+                f"the value of record {record.offset} in {record.topic}[{record.partition}]",
+                self._problem(record.value, exc),
+            )
+            return Encoded(self._input(record, record.value), failure)
+
+    def _input(self, record: Record, value: Any) -> bytes:
+        return _encode(
+            {
+                self.parameter: Message(
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    timestamp=_EPOCH + timedelta(milliseconds=record.timestamp) if record.timestamp else None,
+                    key=record.key,
+                    value=value,
+                    headers=tuple(record.headers),
+                )
+            }
+        )
+
+    def _checked(self, value: bytes | None) -> Any:
+        """Return what stands for `value` in the input, after it has been seen to fit."""
+        if self.form == "json":
+            raw = _NULL if value is None else value
+            # The type first, for its better words. It may skip what it does not know, and then does not see
+            # bytes there that are no UTF-8; they would make the log's JSON unreadable.
+            self._decode(raw)
+            raw.decode("utf-8")
+            return msgspec.Raw(raw)
+        if value is None:
+            self._decode(_NULL)
+            return None
+        return value if self.form == "bytes" else value.decode("utf-8")
+
+    def _problem(self, value: bytes | None, exc: Exception) -> str:
+        if value is None:
+            name = getattr(self.type, "__name__", str(self.type))
+            return f"it has no value (a tombstone), which only Message[{name} | None] takes"
+        if isinstance(exc, UnicodeDecodeError):
+            return f"it is not UTF-8 ({exc.reason} at byte {exc.start})"
+        return str(exc)
+
+
+def message_parameter(name: str, parameters: typing.Mapping[str, Any]) -> MessageCodec:
+    """Return the codec of the workflow `name`, whose parameters and hints are given.
+
+    Raises DefinitionRefused when it does not take exactly one `kafka.Message[...]`.
+    """
+    if len(parameters) == 1:
+        [(parameter, hint)] = parameters.items()
+        if hint is Message or get_origin(hint) is Message:
+            return MessageCodec(parameter, hint)
+    found = ", ".join(f"{key}: {getattr(hint, '__name__', hint)}" for key, hint in parameters.items())
+    raise DefinitionRefused(
+        f"workflow {name!r}",
+        f"kafka.consumer calls it with one kafka.Message, but it takes ({found})",
+        f"Write `def {name}(message: kafka.Message[Order])`, with your own type for Order.",
+    )
+
+
+def _form_of(hint: Any) -> Form:
+    present = {part for part in (get_args(hint) or (hint,)) if part is not type(None)}
+    if present == {bytes}:
+        return "bytes"
+    if present == {str}:
+        return "text"
+    return "json"

@@ -1,0 +1,737 @@
+"""Reading a consumer's partitions: poll, check that the topic is still the same one, hand over, tell Kafka last.
+
+One thread polls, and waits for nothing else: what needs the network or Postgres is a future that it looks at
+between two polls, so a Postgres that is away for an hour costs no partition. A partition is read only after its
+position has come out of Postgres (`_Partition.reading`), and always from an explicit offset. Records of a
+partition that is revoked before they were handed over are dropped; its position has not moved.
+
+What the client does that would lose records, and where it is kept from it (docs/decisions/0004-kafka-client.md):
+an exception in a callback destroys what was fetched (`_guarded`, and a new client after any exception); a
+cancelled asynchronous consumer loses its batch (none is used); offsets are never stored or committed by the
+client; an offset that is not there is an error and never a jump (`_out_of_range`); a topic that was made again
+goes on silently at the old offset (`_verified`).
+"""
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as ClientMessage
+
+from refold.connectors.kafka._aside import Aside
+from refold.connectors.kafka._broker import Lookup, QuietLog, SaidOnce, Start, is_missing_topic
+from refold.connectors.kafka._config import consumer_config, is_incremental
+from refold.connectors.kafka._identity import source_name, workflow_id
+from refold.connectors.kafka._message import MessageCodec, Record
+from refold.connectors.kafka._position import (
+    Placement,
+    Position,
+    advance,
+    decode_position,
+    encode_position,
+    is_last_record,
+    place,
+    place_out_of_range,
+    recreated_unseen,
+)
+from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Workflow, record_error
+from refold.core import Start as WorkflowStart
+
+log: Final = logging.getLogger("refold.kafka")
+Key = tuple[str, int]
+
+# While nothing comes, one poll in this time; it is also how long a stop may take to be seen.
+_IDLE_POLL: Final = 0.1
+# While something is under way whose end we look at between polls.
+_BUSY_POLL: Final = 0.002
+# With enough records in hand the thread waits that long for the hand-over before it pauses the partitions: pausing
+# throws away what the client has fetched ahead.
+_WAIT_BEFORE_PAUSE: Final = 1.0
+_RETRY: Final = 1.0
+_UNREACHABLE: Final = frozenset(
+    {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._AUTHENTICATION, KafkaError._SSL}
+)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a consumer was declared with. Times in seconds."""
+
+    workflow: Workflow[..., Any]
+    codec: MessageCodec
+    topics: tuple[str, ...]
+    name: str
+    group: str
+    config: Mapping[str, Any]
+    start: Start
+    batch_size: int
+    max_in_flight: int
+    # How often an idle topic is asked whether it is still the same one, and runnable workflows are counted.
+    check_every: float = 30.0
+    count_every: float = 1.0
+
+
+class ClusterChanged(Exception):
+    """At the brokers' address there is another cluster now."""
+
+
+class _Partition:
+    """A partition that this consumer has been given."""
+
+    def __init__(self, name: str, topic: str, partition: int) -> None:
+        self.key: Key = (topic, partition)
+        self.label = f"{topic}[{partition}] for consumer {name!r}"
+        # False until its position is known, and again whenever it may be wrong: nothing is taken from it then.
+        self.reading = False
+        self.out_of_range = False
+        self.verify = False
+        self.expected: SourcePosition | None = None
+        self.position = Position(0)
+        self.next_fetch = 0
+        self.waiting: deque[Record] = deque()
+
+    def settle(self, expected: SourcePosition, placement: Placement) -> None:
+        """Take up reading where `placement` says."""
+        self.reading = True
+        self.out_of_range = False
+        self.expected = expected
+        self.position = placement.position
+        self.verify = placement.verify
+        self.next_fetch = placement.fetch_from
+        self.waiting.clear()
+
+    def suspend(self) -> None:
+        """Stop taking records until the partition has been placed again; drop what waits."""
+        self.reading = False
+        self.waiting.clear()
+
+
+class _HandOver(msgspec.Struct):
+    """A hand-over under way: first the topics are looked at once more, then Postgres gets it."""
+
+    taken: list[tuple[_Partition, list[Record]]]
+    ids: "Future[dict[str, str | None]] | None"
+    done: Future[HandedOver] | None = None
+    after: list[tuple[_Partition, Position]] = []
+
+
+class Reader:
+    """One client of one consumer, from its making to its closing; belongs to the thread that calls `run`."""
+
+    def __init__(
+        self, settings: Settings, bootstrap: str, lane: Lane, lookup: Lookup, said: SaidOnce, cluster: str
+    ) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
+        self._lane = lane
+        self._lookup = lookup
+        self._said = said
+        self._cluster = cluster
+        self._incremental = is_incremental(settings.config)
+        self._broken: Exception | None = None
+        self._partitions: dict[Key, _Partition] = {}
+        self._aside = Aside(f"refold-kafka-{settings.name}")
+        self._placing: tuple[list[_Partition], Future[dict[Key, tuple[SourcePosition, Placement]]]] | None = (
+            None
+        )
+        self._place_after = 0.0
+        self._handing: _HandOver | None = None
+        self._hand_after = 0.0
+        self._checking: Future[set[Key]] | None = None
+        self._check_at = time.monotonic() + settings.check_every
+        self._counting: Future[int] | None = None
+        self._count_at = 0.0
+        self._room = settings.max_in_flight
+        self._paused = False
+        self._strict = False
+        config = consumer_config(bootstrap, settings.group, settings.config, cluster)
+        for callback in ("stats_cb", "throttle_cb"):
+            if callback in config:
+                config[callback] = self._guarded(config[callback])
+        config["error_cb"] = self._guarded(self._on_error, settings.config.get("error_cb"))
+        self._client = Consumer(config, logger=QuietLog())
+
+    # The life of it
+
+    def run(self, stopping: threading.Event) -> None:
+        """Read until `stopping` is set. Any exception means: make another Reader, and read the positions again."""
+        self._client.subscribe(
+            list(self._settings.topics),
+            on_assign=self._guarded(self._on_assign),
+            on_revoke=self._guarded(self._on_revoke),
+            on_lost=self._guarded(self._on_revoke),
+        )
+        while not stopping.is_set():
+            self._settle()
+            self._regulate()
+            self._poll()
+            self._begin_hand_over()
+
+    def close(self, timeout: float) -> None:
+        """Wait for the hand-over under way, up to `timeout` seconds, tell Kafka, and leave the group."""
+        if self._handing is not None and self._handing.done is not None:
+            concurrent.futures.wait([self._handing.done], timeout)
+            try:
+                self._settle_hand_over()
+            except Exception:
+                log.debug("the last hand-over of consumer %s failed", self._settings.name, exc_info=True)
+        self._aside.close()
+        try:
+            self._client.close()
+        except (KafkaException, RuntimeError):
+            log.debug("consumer %s did not close in order", self._settings.name, exc_info=True)
+
+    def _poll(self) -> None:
+        batch_size = self._settings.batch_size
+        pending = self._under_way()
+        if self._is_full() and not self._paused:
+            if pending is not None and concurrent.futures.wait([pending], _WAIT_BEFORE_PAUSE).done:
+                return  # its end makes room
+            self._pause(True)
+        timeout = _IDLE_POLL
+        if pending is not None and self._paused:
+            concurrent.futures.wait([pending], _IDLE_POLL)
+            timeout = 0.0
+        elif pending is not None:
+            timeout = _BUSY_POLL
+        elif self._placing is not None:
+            timeout = 10 * _BUSY_POLL
+        message = self._client.poll(timeout)
+        messages = [] if message is None else [message]
+        # `consume` with a timeout would wait all of it for a full batch; with 0 it gives what is there.
+        if message is not None and message.error() is None and batch_size > 1:
+            messages += self._client.consume(batch_size - 1, timeout=0)
+        if self._broken is not None:
+            # A callback has failed. The client may have thrown away what it had fetched and moved on.
+            raise self._broken
+        for message in messages:
+            self._take(message)
+
+    def _under_way(self) -> "Future[Any] | None":
+        if self._handing is None:
+            return None
+        return self._handing.done or self._handing.ids
+
+    # Callbacks: they run inside poll and consume, on our thread
+
+    def _guarded(self, *callbacks: "Callable[..., Any] | None") -> Callable[..., None]:
+        """Return a callback out of which nothing is raised: an exception inside `consume` destroys the records."""
+
+        def call(*args: Any) -> None:
+            for callback in callbacks:
+                try:
+                    if callback is not None:
+                        callback(*args)
+                except Exception as exc:
+                    if self._said.may_say(f"callback {callback!r}"):
+                        log.exception("a callback of consumer %s failed; it reads on", self._settings.name)
+                    if callback in (self._on_assign, self._on_revoke):
+                        self._broken = exc
+
+        return call
+
+    def _on_assign(self, _: Consumer, given: Sequence[TopicPartition]) -> None:
+        self._reachable()
+        for at in given:
+            self._partitions[at.topic, at.partition] = _Partition(self._settings.name, at.topic, at.partition)
+        # Nothing is read before its position is known; until then the client is told of none of them. Without this
+        # call it would take them up itself, at offsets of its own choice.
+        if self._incremental:
+            self._client.incremental_assign([])
+        else:
+            self._client.assign([])
+        self._place_after = 0.0
+
+    def _on_revoke(self, _: Consumer, taken: Sequence[TopicPartition]) -> None:
+        gone = [self._partitions.pop((at.topic, at.partition), None) for at in taken]
+        if self._incremental:
+            # Only those that the client was told to read.
+            reading = {(at.topic, at.partition) for at in self._client.assignment()}
+            self._client.incremental_unassign(
+                [_at(part.key) for part in gone if part is not None and part.key in reading]
+            )
+        else:
+            self._client.unassign()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._broken = KafkaException(error)
+        elif error.code() in _UNREACHABLE:
+            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {error.str()}")
+        else:
+            log.debug("consumer %s: %s", self._settings.name, error)
+
+    # What was polled
+
+    def _take(self, message: ClientMessage) -> None:
+        error = message.error()
+        if error is not None:
+            self._take_error(message, error)
+            return
+        topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
+        part = self._partitions.get((topic, partition))
+        if part is None or not part.reading:
+            return  # not ours any more, or not yet; its position has not moved
+        if offset < part.next_fetch:
+            log.warning("%s: offset %s came after %s", part.label, offset, part.next_fetch - 1)
+            part.suspend()
+            return
+        kind, milliseconds = message.timestamp()
+        timestamp = milliseconds if kind else 0
+        if part.verify:
+            part.verify = False
+            same = is_last_record(part.position, offset, timestamp)
+            if same is False:
+                self._ask_to_place([part], recreated_unseen(part.label, part.position))
+                return
+            if same:
+                part.next_fetch = offset + 1
+                return
+        part.next_fetch = offset + 1
+        part.waiting.append(
+            Record(topic, partition, offset, timestamp, message.key(), message.value(), _headers(message))
+        )
+
+    def _take_error(self, message: ClientMessage, error: KafkaError) -> None:
+        code = error.code()
+        topic, partition = message.topic(), message.partition()
+        part = None if topic is None or partition is None else self._partitions.get((topic, partition))
+        if error.fatal():
+            raise KafkaException(error)
+        if code == KafkaError._PARTITION_EOF:
+            return
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if part is not None:
+                part.suspend()
+                part.out_of_range = True
+        elif is_missing_topic(error):
+            self._complain_missing(topic)
+            for other in self._partitions.values():
+                if other.key[0] == topic:
+                    other.suspend()
+        elif code in _UNREACHABLE:
+            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {error.str()}")
+        else:
+            self._complain(f"error {code}", f"Kafka says: {error.str()}")
+
+    # Positions: where to read on
+
+    def _settle_placing(self) -> None:
+        if self._placing is None:
+            now = time.monotonic()
+            lost = [part for part in self._partitions.values() if not part.reading]
+            in_flight = [part for part, _ in self._handing.taken] if self._handing is not None else []
+            # First what is under way is waited for: it may move these positions.
+            if lost and now >= self._place_after and not any(part in in_flight for part in lost):
+                self._ask_to_place(lost, None)
+            return
+        parts, placed = self._placing
+        if not placed.done():
+            return
+        self._placing = None
+        try:
+            found = placed.result()
+        except KafkaException as exc:
+            self._place_after = time.monotonic() + _RETRY
+            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {exc.args[0].str()}")
+            return
+        settled = []
+        for part in parts:
+            if part.key not in found:  # the topic is not there
+                self._complain_missing(part.key[0])
+                self._place_after = time.monotonic() + _RETRY
+            elif self._partitions.get(part.key) is part:
+                part.settle(*found[part.key])
+                settled.append(part)
+        if settled:
+            self._reachable()
+            self._read(settled)
+
+    def _ask_to_place(self, parts: list[_Partition], placement: Placement | None) -> None:
+        """Have the places found of `parts`; `placement` is given where the records have already shown it."""
+        for part in parts:
+            part.suspend()
+        if self._placing is not None:
+            return  # asked again when that one is back
+        keys = {part.key: (part.label, part.out_of_range) for part in parts}
+        self._placing = (parts, self._aside.submit(self._find_places, keys, placement))
+
+    def _read(self, parts: list[_Partition]) -> None:
+        if self._incremental:
+            assigned = {(at.topic, at.partition) for at in self._client.assignment()}
+            again = [_at(part.key) for part in parts if part.key in assigned]
+            if again:
+                self._client.incremental_unassign(again)
+            self._client.incremental_assign([_at(part.key, part.next_fetch) for part in parts])
+        else:
+            self._client.assign(
+                [_at(part.key, part.next_fetch) for part in self._partitions.values() if part.reading]
+            )
+        if self._paused:  # a partition that is new to the client is not paused
+            self._pause(True)
+
+    def _find_places(
+        self, keys: Mapping[Key, tuple[str, bool]], known: Placement | None
+    ) -> dict[Key, tuple[SourcePosition, Placement]]:
+        """Find where to read on in partitions, and write down what is new about it. Runs beside the polling thread."""
+        topics = sorted({topic for topic, _ in keys})
+        metadata = self._lookup.metadata(topics)
+        if metadata.cluster != self._cluster:
+            raise ClusterChanged(f"at {self._bootstrap} there is another cluster now: {metadata.cluster}")
+        found: dict[Key, tuple[SourcePosition, Placement]] = {}
+        for topic in topics:
+            if topic in metadata.partitions:
+                wanted = {key: said for key, said in keys.items() if key[0] == topic}
+                found.update(self._find_places_in(topic, metadata.partitions[topic], wanted, known))
+        return found
+
+    def _find_places_in(
+        self, topic: str, count: int, keys: Mapping[Key, tuple[str, bool]], known: Placement | None
+    ) -> dict[Key, tuple[SourcePosition, Placement]]:
+        every = sorted({(topic, number) for number in range(count)} | set(keys))
+        sources = {key: self._source(key) for key in every}
+        while True:
+            read = self._aside.wait(self._lane.read_positions(list(sources.values())))
+            at = {key: decode_position(read[source].position) for key, source in sources.items()}
+            have = [position for position in at.values() if position is not None]
+            must = any(position.topic_id is not None for position in have)
+            ids = self._lookup.topic_ids([topic], must=must)
+            if topic not in ids:
+                return {}
+            placements: dict[Key, Placement] = {}
+            if not have:
+                # The first time for this topic: every partition gets its place at once, also those that others read,
+                # so that a partition without one is known to be a new one ever after, and is read from its start.
+                first = self._lookup.first_offsets(every, self._settings.start)
+                for key in every:
+                    label = keys[key][0] if key in keys else f"{topic}[{key[1]}]"
+                    placements[key] = place(label, None, ids[topic], first[key])
+                log.info(
+                    "consumer %r is new to topic %s (%s partitions): it starts at %s",
+                    self._settings.name, topic, count, _start_policy(self._settings.start),
+                )  # fmt: skip
+            else:
+                for key, (label, out_of_range) in keys.items():
+                    position = at[key]
+                    if known is not None:
+                        placements[key] = known
+                    elif out_of_range and position is not None:
+                        low, high = self._lookup.ends(*key)
+                        placements[key] = place_out_of_range(label, position, ids[topic], low, high)
+                    else:
+                        placements[key] = place(label, position, ids[topic], 0)
+            try:
+                written = self._write(placements, read, sources)
+            except PositionMoved:
+                continue  # another consumer was there first: what it wrote counts
+            return {key: (written[sources[key]], placements[key]) for key in keys}
+
+    def _write(
+        self,
+        placements: Mapping[Key, Placement],
+        read: Mapping[str, SourcePosition],
+        sources: Mapping[Key, str],
+    ) -> dict[str, SourcePosition]:
+        """Write down the placements that are news; returns the positions that count then."""
+        moves = []
+        for key, placement in placements.items():
+            if placement.write:
+                moves.append(
+                    Move(
+                        expected=read[sources[key]],
+                        position=encode_position(placement.position),
+                        label=self._settings.name,
+                        gap=placement.gap,
+                    )
+                )
+        if not moves:
+            return dict(read)
+        handed = self._aside.wait(self._lane.hand_over(moves))
+        for placement in placements.values():
+            if placement.gap is not None:
+                log.warning("%s", placement.gap.detail)
+        return {**read, **handed.positions}
+
+    def _source(self, key: Key) -> str:
+        topic, partition = key
+        return source_name(
+            consumer=self._settings.name, cluster=self._cluster, topic=topic, partition=partition
+        )
+
+    # Handing over
+
+    def _begin_hand_over(self) -> None:
+        if self._handing is not None or time.monotonic() < self._hand_after:
+            return
+        self._hand_after = 0.0
+        left = min(self._settings.batch_size, self._room)
+        taken: list[tuple[_Partition, list[Record]]] = []
+        for part in self._partitions.values():
+            if part.waiting and part.reading and left > 0:
+                records = [part.waiting.popleft() for _ in range(min(left, len(part.waiting)))]
+                left -= len(records)
+                taken.append((part, records))
+        if not taken:
+            return
+        named = sorted({part.key[0] for part, _ in taken if part.position.topic_id is not None})
+        ids = self._aside.submit(self._lookup.topic_ids, named, must=True) if named else None
+        self._handing = _HandOver(taken, ids)
+        if ids is None:
+            self._send()
+
+    def _settle_hand_over(self) -> None:
+        handing = self._handing
+        if handing is None:
+            return
+        if handing.done is None:
+            if handing.ids is not None and handing.ids.done():
+                self._verified(handing, handing.ids)
+            return
+        if not handing.done.done():
+            return
+        self._handing = None
+        try:
+            handed = handing.done.result()
+        except PositionMoved:
+            # Another consumer has these partitions, or had them. What it handed over is done.
+            for part, _ in handing.taken:
+                part.suspend()
+            return
+        except Exception as exc:
+            self._not_handed_over(handing, exc)
+            return
+        self._said.over("hand-over")
+        self._strict = False
+        self._room -= handed.started
+        for part, position in handing.after:
+            assert part.expected is not None
+            part.expected = handed.positions[part.expected.source]
+            part.position = position
+        self._tell_kafka([(part, position) for part, position in handing.after])
+
+    def _verified(self, handing: _HandOver, ids: "Future[dict[str, str | None]]") -> None:
+        """Hand over what was read from topics that are still the same; a topic that is another one now starts anew.
+
+        The records were fetched before the question was asked, so the same ID as before means that they are of that
+        topic. Where it is another one, nobody can say of which of the two they are: they are dropped, and the new
+        topic is read from its beginning.
+        """
+        try:
+            now = ids.result()
+        except KafkaException as exc:
+            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {exc.args[0].str()}")
+            topics = sorted({part.key[0] for part, _ in handing.taken})
+            handing.ids = self._aside.submit(self._ask_later, topics)
+            return
+        same = []
+        for part, records in handing.taken:
+            # A topic that is gone was the old one when these were read.
+            current = now.get(part.key[0], part.position.topic_id)
+            if part.position.topic_id is not None and current != part.position.topic_id:
+                part.suspend()
+            else:
+                same.append((part, records))
+        handing.taken = same
+        if same:
+            self._send()
+        else:
+            self._handing = None
+
+    def _ask_later(self, topics: Sequence[str]) -> dict[str, str | None]:
+        self._aside.pause(_RETRY)
+        return self._lookup.topic_ids(topics, must=True)
+
+    def _send(self) -> None:
+        assert self._handing is not None
+        moves = []
+        for part, records in self._handing.taken:
+            if self._partitions.get(part.key) is not part or not part.reading or part.expected is None:
+                continue  # revoked meanwhile: its next owner reads them
+            last = records[-1]
+            position = advance(part.position, last.offset, last.timestamp)
+            starts = [self._start_of(part.position, record) for record in records]
+            self._handing.after.append((part, position))
+            moves.append(
+                Move(
+                    expected=part.expected,
+                    position=encode_position(position),
+                    label=self._settings.name,
+                    starts=starts,
+                )
+            )
+        if moves:
+            self._handing.done = self._lane.hand_over(moves)
+        else:
+            self._handing = None
+
+    def _start_of(self, position: Position, record: Record) -> WorkflowStart:
+        encoded = self._settings.codec.encode(record)
+        failure: Exception | None = encoded.failure
+        if failure is None and self._strict:
+            try:
+                self._settings.workflow.decode_args(encoded.input)
+            except Exception as exc:
+                failure = exc
+        return WorkflowStart(
+            workflow=self._settings.workflow,
+            id=workflow_id(
+                consumer=self._settings.name,
+                cluster=self._cluster,
+                topic=record.topic,
+                topic_id=position.topic_id,
+                partition=record.partition,
+                offset=record.offset,
+                timestamp=record.timestamp,
+                era=position.era,
+            ),
+            input=encoded.input,
+            failure=record_error(failure) if failure is not None else None,
+        )
+
+    def _not_handed_over(self, handing: _HandOver, exc: Exception) -> None:
+        """Try the same records again, after a while; the second time each is tried on the workflow itself."""
+        if self._said.may_say("hand-over"):
+            log.error(
+                "consumer %s could not hand over %s records; it tries again: %s",
+                self._settings.name, sum(len(records) for _, records in handing.taken), exc, exc_info=exc,
+            )  # fmt: skip
+        self._strict = True
+        self._hand_after = time.monotonic() + _RETRY
+        for part, records in handing.taken:
+            if part.reading:
+                part.waiting.extendleft(reversed(records))
+
+    def _tell_kafka(self, moved: Sequence[tuple[_Partition, Position]]) -> None:
+        """Commit the offsets to Kafka, last of all and without waiting: monitors of lag look at them, nobody else."""
+        offsets = [
+            _at(part.key, position.next_offset)
+            for part, position in moved
+            if self._partitions.get(part.key) is part
+        ]
+        try:
+            if offsets:
+                self._client.commit(offsets=offsets, asynchronous=True)
+        except (KafkaException, RuntimeError) as exc:
+            log.debug("consumer %s: offsets not committed: %s", self._settings.name, exc)
+
+    # Bounds, and what is asked from time to time
+
+    def _settle(self) -> None:
+        self._settle_hand_over()
+        self._settle_placing()
+        self._settle_count()
+        self._settle_check()
+
+    def _settle_count(self) -> None:
+        """Keep `_room`: how many workflows may still be started before the runnable ones are counted again."""
+        now = time.monotonic()
+        if self._counting is not None:
+            if not self._counting.done():
+                return
+            counted, self._counting = self._counting, None
+            try:
+                self._room = self._settings.max_in_flight - counted.result()
+            except Exception as exc:
+                log.debug("consumer %s: runnable workflows not counted: %s", self._settings.name, exc)
+        elif now >= self._count_at and self._room < self._settings.max_in_flight:
+            self._count_at = now + self._settings.count_every
+            self._counting = self._lane.count_runnable(self._settings.name, self._settings.max_in_flight)
+
+    def _settle_check(self) -> None:
+        """Ask now and then whether the topics are the same: one made again with as many records gives no other sign."""
+        now = time.monotonic()
+        if self._checking is not None:
+            if not self._checking.done():
+                return
+            checked, self._checking = self._checking, None
+            try:
+                suspicious = checked.result()
+            except KafkaException:
+                return
+            for key in suspicious:
+                part = self._partitions.get(key)
+                if part is not None and part.reading:
+                    part.suspend()
+                    part.out_of_range = part.position.topic_id is None
+        elif now >= self._check_at:
+            self._check_at = now + self._settings.check_every
+            reading = {part.key: part.position for part in self._partitions.values() if part.reading}
+            if reading:
+                self._checking = self._aside.submit(self._find_suspicious, reading)
+
+    def _find_suspicious(self, reading: Mapping[Key, Position]) -> set[Key]:
+        if self._lookup.metadata().cluster != self._cluster:
+            return set(reading)
+        named = sorted({key[0] for key, position in reading.items() if position.topic_id is not None})
+        ids = self._lookup.topic_ids(named, must=True) if named else {}
+        suspicious: set[Key] = set()
+        for key, position in reading.items():
+            if position.topic_id is None:
+                if self._lookup.ends(*key)[1] < position.next_offset:
+                    suspicious.add(key)
+            elif ids.get(key[0], position.topic_id) != position.topic_id:
+                suspicious.add(key)
+        return suspicious
+
+    def _is_full(self) -> bool:
+        return self._waiting() > 2 * self._settings.batch_size
+
+    def _is_half_full(self) -> bool:
+        return self._waiting() > self._settings.batch_size
+
+    def _waiting(self) -> int:
+        return sum(len(part.waiting) for part in self._partitions.values())
+
+    def _regulate(self) -> None:
+        """Pause the partitions while too much waits or too many workflows are runnable; resume them after it."""
+        if self._room <= 0 and not self._paused:
+            self._pause(True)
+        elif self._paused and self._room > 0 and not self._is_half_full():
+            self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        at = [_at(part.key) for part in self._partitions.values() if part.reading]
+        try:
+            if at:
+                (self._client.pause if paused else self._client.resume)(at)
+        except KafkaException as exc:
+            log.debug("consumer %s: %s", self._settings.name, exc)
+
+    # What is said to people
+
+    def _complain(self, what: str, text: str) -> None:
+        if self._said.may_say(what):
+            log.warning("consumer %r: %s; it goes on trying", self._settings.name, text)
+
+    def _complain_missing(self, topic: str | None) -> None:
+        self._complain(
+            f"missing {topic}",
+            f"topic {topic!r} does not exist at {self._bootstrap}. Create it, or correct the name in kafka.consumer",
+        )
+
+    def _reachable(self) -> None:
+        if self._said.over("unreachable"):
+            log.warning("consumer %r: Kafka at %s is there again", self._settings.name, self._bootstrap)
+
+
+def _at(key: Key, offset: int | None = None) -> TopicPartition:
+    return TopicPartition(*key) if offset is None else TopicPartition(*key, offset)
+
+
+def _headers(message: ClientMessage) -> Sequence[tuple[str, bytes | None]]:
+    given: Any = message.headers()  # a list of pairs when it comes from the broker
+    return list(given) if given else ()
+
+
+def _start_policy(start: Start) -> str:
+    if isinstance(start, datetime):
+        return f"the first record at or after {start.isoformat()}"
+    return "the earliest record" if start == "earliest" else "what is produced from now on"
