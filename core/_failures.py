@@ -12,7 +12,6 @@ import traceback
 from typing import Any, Final, cast
 
 import msgspec
-from msgspec import Raw
 
 from refold.core._codec import check_plain
 from refold.core._errors import StepError, ValueRefused
@@ -76,7 +75,7 @@ def _record(exc: BaseException, causes_left: int) -> RecordedError:
     )
 
 
-def _state_of(exc: BaseException, message: str) -> tuple[Raw | None, Raw | None]:
+def _state_of(exc: BaseException, message: str) -> tuple[list[Any] | None, dict[str, Any] | None]:
     """Return what rebuilds `exc`, or (None, None) when nothing that the log can hold does."""
     cls = type(exc)
     try:
@@ -88,8 +87,8 @@ def _state_of(exc: BaseException, message: str) -> tuple[Raw | None, Raw | None]
         args = reduced[1]
         attributes = dict(reduced[2]) if len(reduced) > 2 and reduced[2] else {}
         attributes.pop("__notes__", None)  # kept beside, as text
-        state = _encode_plain(list(args))
-        extra = _encode_plain(attributes) if attributes else None
+        state: list[Any] = _as_plain(list(args))
+        extra = _as_plain(attributes) if attributes else None
         back = _build(cast("type[Exception]", cls), state, extra)  # found by _find_class
         back_attributes = dict(vars(back))
         back_attributes.pop("__notes__", None)
@@ -109,18 +108,19 @@ def _state_of(exc: BaseException, message: str) -> tuple[Raw | None, Raw | None]
     return None, None
 
 
-def _encode_plain(value: Any) -> Raw:
+def _as_plain(value: Any) -> Any:
+    """Return `value` as JSON gives it back; raises when that is something else."""
     check_plain(value, "error")
-    raw = _encode(value)
-    if msgspec.json.decode(raw) != value:  # a tuple inside would be a list
+    back = msgspec.json.decode(_encode(value))
+    if back != value:  # a tuple inside would be a list
         raise ValueRefused("error", "it does not come back from JSON", "")
-    return Raw(raw)
+    return back
 
 
-def _build(cls: type[Exception], state: Raw, attributes: Raw | None) -> Exception:
-    exc = cls(*msgspec.json.decode(state))
+def _build(cls: type[Exception], state: list[Any], attributes: dict[str, Any] | None) -> Exception:
+    exc = cls(*state)
     if attributes is not None:
-        exc.__setstate__(msgspec.json.decode(attributes))
+        exc.__setstate__(attributes)
     return exc
 
 

@@ -8,7 +8,7 @@ it is the row's `at`, stamped by the one writer of the stream, in whole microsec
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -30,15 +30,15 @@ def from_micros(micros: int) -> datetime:
 class RecordedError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An exception as the log keeps it: enough to raise the same type again, and to read it without the code.
 
-    `state` is the JSON array of the arguments that `__reduce__` gave, or None when they could not be encoded;
-    then the code sees a `StepError` that carries the original name, in the first run already.
+    `state` is the list, of JSON's types only, of the arguments that `__reduce__` gave, or None when they could
+    not be encoded; then the code sees a `StepError` that carries the original name, in the first run already.
     """
 
     module: str
     qualname: str
     message: str
-    state: Raw | None = None
-    attributes: Raw | None = None
+    state: list[Any] | None = None  # no Raw here: msgspec cannot decode `Raw | None`
+    attributes: dict[str, Any] | None = None
     cause: "RecordedError | None" = None
     notes: tuple[str, ...] = ()
     traceback: str = ""

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from fixtures.driving import START, World, replay, replay_every_prefix, workflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from fixtures.driving import START, World, replay, replay_every_prefix, workflow
 from refold.core import _context as refold
 from refold.core._commands import CancelCommand, Complete, Fail, RunStep, StartTimer
 from refold.core._definitions import step
@@ -194,7 +194,9 @@ async def as_they_come(n: int) -> list[str]:
 
 @pytest.mark.parametrize("which", [fifty, fifty_plain], ids=lambda w: w.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_fifty_branches_of_three_steps_replay_from_every_cut_in_any_order_of_answers(which: Any, seed: int) -> None:
+def test_fifty_branches_of_three_steps_replay_from_every_cut_in_any_order_of_answers(
+    which: Any, seed: int
+) -> None:
     world = World(which, 50, choose=by(random.Random(seed))).run()
     assert world.result == World(which, 50).run().result
     replay_every_prefix(world)
@@ -208,7 +210,9 @@ def test_what_as_completed_gave_before_a_kill_is_a_prefix_of_what_comes_out_afte
     whole = World(as_they_come, 20, choose=by(random.Random(seed)))
     for _ in range(cut):
         whole.step()
-    done = [e.result for _, e in whole.history if isinstance(e, StepCompleted) and b"-2-receipt" in bytes(e.args)]
+    done = [
+        e.result for _, e in whole.history if isinstance(e, StepCompleted) and b"-2-receipt" in bytes(e.args)
+    ]
     second = World(as_they_come, 20, choose=by(random.Random(after)))
     second.instance.evict()
     second.instance = replay(as_they_come, whole.history)
@@ -281,7 +285,9 @@ def test_a_command_asked_for_and_cancelled_before_anybody_took_it_is_never_hande
         return await charge.acall(Order("yes"))
 
     world = World(hasty).run()
-    assert [bytes(c.args) for c in world.asked if isinstance(c, RunStep)] == [b'{"order":{"id":"yes","amount":1}}']
+    assert [bytes(c.args) for c in world.asked if isinstance(c, RunStep)] == [
+        b'{"order":{"id":"yes","amount":1}}'
+    ]
     assert world.asked[0].no == 1  # type: ignore[union-attr]  # its number is used up, in every run alike
     replay_every_prefix(world)
 
@@ -331,7 +337,9 @@ def test_an_input_that_could_be_read_once_is_a_mismatch_when_it_cannot_be_now() 
 def test_an_answer_whose_type_changed_is_a_mismatch_and_no_failure() -> None:
     world = World(plain, Order("7"))
     event = StepCompleted(0, "charge", Raw(b'{"order":{"id":"7","amount":1}}'), Raw(b"5"))
-    with pytest.raises(HistoryMismatch, match="step 'charge' gave 5 here, but the code now declares another type"):
+    with pytest.raises(
+        HistoryMismatch, match="step 'charge' gave 5 here, but the code now declares another type"
+    ):
         world.deliver(event)
 
 
@@ -375,9 +383,18 @@ def test_a_step_compared_by_name_takes_any_arguments() -> None:
     [
         (StepCompleted(0, "ship", Raw(b"{}"), Raw(b"1")), "history says step 'ship' finished here"),
         (StepCompleted(1, "charge", Raw(b"{}"), Raw(b"1")), "asked for 1 commands only, and waits"),
-        (TimerFired(0, 5), "timer of command 0 set for 5 fired here, but the code now asks for step 'charge'"),
-        (WorkflowCompleted(Raw(b"[]")), "the workflow returned here, but the code now waits for step 'charge'"),
-        (WorkflowFailed(record_error(ValueError())), "failed here with builtins.ValueError, but the code now waits"),
+        (
+            TimerFired(0, 5),
+            "timer of command 0 set for 5 fired here, but the code now asks for step 'charge'",
+        ),
+        (
+            WorkflowCompleted(Raw(b"[]")),
+            "the workflow returned here, but the code now waits for step 'charge'",
+        ),
+        (
+            WorkflowFailed(record_error(ValueError())),
+            "failed here with builtins.ValueError, but the code now waits",
+        ),
         (MessageSent(0, "x", "", Raw(b"1"), ""), "a message was sent to 'x'"),
     ],
     ids=lambda e: type(e).__name__ if not isinstance(e, str) else "",
