@@ -1,6 +1,7 @@
 """The app: what a program declares its workflows on, and what runs them."""
 
 import asyncio
+import builtins
 import contextlib
 import os
 import signal
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, overload
+from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from refold.core._client import Client, Page, WorkflowInfo
 from refold.core._codec import encode_message
@@ -61,14 +62,16 @@ class App:
     def __repr__(self) -> str:
         return f"<App {self.name!r}, {len(self.workflows)} workflows>"
 
-    # Declaring --------------------------------------------------------------------------------------------------------
+    # Declaring.
 
     @overload
-    def workflow(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...
+    def workflow(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncWorkflow[P, R]: ...
     @overload
     def workflow(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
     @overload
-    def workflow(self, *, name: str) -> "_WorkflowDecorator": ...
+    def workflow(self, *, name: str | None = None) -> "_WorkflowDecorator": ...
     def workflow(self, fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
         """Make a function a workflow of this app. `name` (default: the function's) is what the log holds: keep it.
 
@@ -76,7 +79,7 @@ class App:
         """
 
         def decorate(fn: Callable[..., Any]) -> Workflow[..., Any]:
-            made: Workflow[..., Any] = define_workflow(fn, self, name=name, depth=2 if name is None else 2)
+            made: Workflow[..., Any] = define_workflow(fn, self, name=name, depth=2)
             if made.name in self.workflows:
                 raise DefinitionRefused(
                     f"workflow {made.name!r}",
@@ -99,7 +102,7 @@ class App:
         """
         self._observers.append(callback)
 
-    # Running ----------------------------------------------------------------------------------------------------------
+    # Running.
 
     def __enter__(self) -> Self:
         self.start_worker()
@@ -230,7 +233,7 @@ class App:
             self._steps_engine = Engine(f"{self.name}-steps")
         return self._steps_engine.loop
 
-    # Connecting -------------------------------------------------------------------------------------------------------
+    # Connecting.
 
     def _open(self) -> Engine:
         """Find the database, make sure of its schema, and start the engine's thread; once."""
@@ -281,7 +284,7 @@ class App:
                 raise
         return await engine.acall(coroutine)
 
-    # Starting (what a Workflow asks of its app) -------------------------------------------------------------------------
+    # Starting (what a Workflow asks of its app).
 
     def start(
         self, workflow: Workflow[..., R], input: bytes, digest: str, *, id: str | None
@@ -302,7 +305,7 @@ class App:
     async def _start(self, workflow: Workflow[..., Any], input: bytes, digest: str, id: str | None) -> str:
         return await self._client_now().start(workflow, input, digest, id)
 
-    # Looking and sending ------------------------------------------------------------------------------------------------
+    # Looking and sending.
 
     def get(self, id: str) -> WorkflowHandle[Any]:
         """Return the handle of a workflow. Raises WorkflowNotFound with the nearest IDs."""
@@ -350,15 +353,15 @@ class App:
     async def _list(self, status: str | None, name: str | None, limit: int, cursor: str | None) -> Page:
         return await self._client_now().list(status, name, limit, cursor)
 
-    def history(self, id: str) -> "list[Recorded]":
+    def history(self, id: str) -> builtins.list[Recorded]:
         """Return the events of a workflow, in order. Raises WorkflowNotFound."""
         return self._call(self._history(id), "app.history(...)", "await app.ahistory(...)")
 
-    async def ahistory(self, id: str) -> "list[Recorded]":
+    async def ahistory(self, id: str) -> builtins.list[Recorded]:
         """Do what `history` does, from async code."""
         return await self._acall(self._history(id))
 
-    async def _history(self, id: str) -> "list[Recorded]":
+    async def _history(self, id: str) -> builtins.list[Recorded]:
         return await self._client_now().history(id)
 
     def send(self, id: str, value: Any, topic: str = "") -> None:
@@ -401,7 +404,7 @@ class App:
     async def _delete(self, id: str) -> None:
         await self._client_now().delete(id)
 
-    # Connectors -----------------------------------------------------------------------------------------------------------
+    # Connectors.
 
     def lane(self, name: str) -> Lane:
         """Return a new sequence of hand-overs for a connector; needs a running worker."""
@@ -418,26 +421,27 @@ class App:
             raise RuntimeError("the worker has stopped")
         return worker
 
-    def positions(self, prefix: str = "") -> "list[SourcePosition]":
+    def positions(self, prefix: str = "") -> builtins.list[SourcePosition]:
         """Return how far each source whose name begins with `prefix` was handed over."""
         return self._call(self._positions(prefix), "app.positions(...)", "await app.apositions(...)")
 
-    async def apositions(self, prefix: str = "") -> "list[SourcePosition]":
+    async def apositions(self, prefix: str = "") -> builtins.list[SourcePosition]:
         """Do what `positions` does, from async code."""
         return await self._acall(self._positions(prefix))
 
-    async def _positions(self, prefix: str) -> "list[SourcePosition]":
+    async def _positions(self, prefix: str) -> builtins.list[SourcePosition]:
         return [*await self._client_now().positions(prefix)]
 
 
-class _WorkflowDecorator:
+class _WorkflowDecorator(Protocol):
     """The type of `app.workflow(name=...)`."""
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncWorkflow[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncWorkflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
-    def __call__(self, fn: Any, /) -> Any: ...
 
 
 def _shown(path: Path) -> str:

@@ -5,6 +5,7 @@ workflow ID and by a message ID that is made before the first try (rule 1).
 """
 
 import asyncio
+import contextlib
 import difflib
 import secrets
 import uuid
@@ -91,7 +92,7 @@ class Client:
         self._waiting: dict[str, tuple[Append, list[asyncio.Future[set[str]]]]] = {}
         self._writing: asyncio.Task[None] | None = None
 
-    # Starting and sending ---------------------------------------------------------------------------------------------
+    # Starting and sending.
 
     async def start(
         self, workflow: Workflow[..., Any], input: bytes, digest: str, workflow_id: str | None
@@ -206,7 +207,7 @@ class Client:
                     # The second of two starts of one ID in one batch met the first.
                     future.set_result(existing if number == 0 else {key[1:]})
 
-    # Looking ----------------------------------------------------------------------------------------------------------
+    # Looking.
 
     async def head(self, workflow_id: str) -> Head:
         """Return the head of a workflow; raises WorkflowNotFound with the nearest IDs, WorkflowDeleted."""
@@ -255,7 +256,7 @@ class Client:
         """Return how far sources were handed over."""
         return await self.reader.all_positions(prefix)
 
-    # Waiting ----------------------------------------------------------------------------------------------------------
+    # Waiting.
 
     async def wait_end(self, workflow_id: str, timeout: float | None) -> Event | None:
         """Return the last event of a workflow once it has ended; None after `timeout` seconds.
@@ -266,10 +267,8 @@ class Client:
         if not here:
             await self.head(workflow_id)
             if self._listener is not None and timeout != 0:
-                try:
+                with contextlib.suppress(TimeoutError):  # behind a pooler nothing is heard: a poll does it
                     await asyncio.wait_for(self._listener.listening.wait(), 0.5)
-                except TimeoutError:
-                    pass  # behind a pooler: a poll does it
         try:
             return await asyncio.wait_for(ends.wait(workflow_id, here=here), timeout)
         except TimeoutError:

@@ -157,7 +157,10 @@ class WorkflowEnded(RefoldError):
         self.workflow_id, self.status, self.what = workflow_id, status, what
 
     def __str__(self) -> str:
-        return f"workflow {self.workflow_id!r} is {self.status}: {self.what}.\nSee its history: refold show {self.workflow_id}"
+        return (
+            f"workflow {self.workflow_id!r} is {self.status}: {self.what}.\n"
+            f"See its history: refold show {self.workflow_id}"
+        )
 
 
 class WorkflowDeleted(RefoldError):

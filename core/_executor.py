@@ -6,16 +6,15 @@ next one fills. What reaches the outside (a step, an answer to a caller) waits u
 """
 
 import asyncio
-import contextlib
-import heapq
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from msgspec import Raw
 
+from refold.core._alarms import Alarms
 from refold.core._clock import LogClock
 from refold.core._commands import (
     CancelCommand,
@@ -28,9 +27,10 @@ from refold.core._commands import (
     StartTimer,
 )
 from refold.core._definitions import Workflow
-from refold.core._driver import HistoryMismatch, Instance
-from refold.core._errors import WorkflowIdReused
+from refold.core._driver import Instance
+from refold.core._errors import HistoryMismatch, WorkflowIdReused
 from refold.core._failures import record_error
+from refold.core._flush import Batch, Pump
 from refold.core._resident import Resident, StepCall
 from refold.eventlog._errors import EventLogError, Fenced, StaleWriter
 from refold.eventlog._events import (
@@ -60,7 +60,6 @@ log = logging.getLogger("refold.worker")
 LINGER: Final = 1.0  # seconds that a waiting workflow stays in memory
 KEEP_IF_DUE_WITHIN: Final = 2_000_000  # microseconds: not worth an eviction
 MOST_RESIDENT: Final = 5_000  # beyond it waiting workflows are dropped at once
-MOST_APPENDS: Final = 1_000  # of one flush: bounds its size and so the latency of what is in it
 
 # Facts about the workflow that its code is not told; they don't move its time either.
 _NOT_FOR_CODE: Final = (WatcherAdded, Parked)
@@ -132,27 +131,19 @@ class Executor:
         self._outside = outside
         self._capacity = capacity
         self._loop = asyncio.get_running_loop()
-        self._dirty: dict[str, Append] = {}
         self._starting: dict[str, list[Start]] = {}
         self._senders: dict[str, list[Callable[[], None]]] = {}
         self._waiting_durable: dict[str, list[Callable[[], None]]] = {}
-        self.loading: dict[
-            str, list[tuple[str, Event]]
-        ] = {}  # being read from the log; mail that came meanwhile
+        # Being read from the log, with the mail that came meanwhile.
+        self.loading: dict[str, list[tuple[str, Event]]] = {}
         self._idle: dict[str, Resident] = {}
-        self._timers: list[tuple[int, int, str, int]] = []
-        self._tiebreak = itertools.count()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = 0
+        self._alarms = Alarms(clock, self._fire_due)
         self._sweep: asyncio.TimerHandle | None = None
-        self._filled = asyncio.Event()
-        self._quiet = asyncio.Event()
-        self._on_the_wire: list[Append] = []
-        self._pump = asyncio.create_task(self._pump_flushes(), name="refold-flush")
+        self._pump = Pump(lane, sending=self._sending, flushed=self._flushed, failed=self._unable)
         self.driving_since: float | None = None  # monotonic; for the watchdog
         self.driving: str | None = None
 
-    # What comes in --------------------------------------------------------------------------------------------------
+    # What comes in.
 
     @property
     def room(self) -> int:
@@ -174,15 +165,13 @@ class Executor:
             return
         self._starting[start.new.workflow_id] = [start]
         key = "+" + start.new.workflow_id
-        self._dirty[key] = Append(key, starts=[start.new])
-        self._filled.set()
+        self._pump.add(key, Append(key, starts=[start.new]))
 
     def send(self, message: Message, tell: Callable[[], None]) -> None:
         """Put a message into an inbox with the next flush."""
         key = f"@{message.to}/{message.message_id}"
-        self._dirty[key] = Append(key, messages=[message])
+        self._pump.add(key, Append(key, messages=[message]))
         self._senders.setdefault(key, []).append(tell)
-        self._filled.set()
 
     def begin(self, workflow: Workflow[..., Any], new: NewWorkflow, event: WorkflowStarted) -> None:
         """Take up a workflow whose start, owned by this worker, has just become durable."""
@@ -312,7 +301,7 @@ class Executor:
 
         self._stimulus(resident, record)
 
-    # Transactional steps (rule 15) ----------------------------------------------------------------------------------
+    # Transactional steps (rule 15).
 
     def reserve(
         self,
@@ -371,10 +360,7 @@ class Executor:
             self._outside.committed(resident.id, [Recorded(new.seq, new.at, event)])
             self._drive(resident, [Recorded(new.seq, new.at, event)])
         for stimulus in held:
-            if resident.held is None:
-                stimulus()
-            else:  # the first of them reserved again
-                resident.held.append(stimulus)
+            self._stimulus(resident, stimulus)
         self._settle(resident)
 
     def lost_race(self, call: StepCall) -> None:
@@ -384,7 +370,7 @@ class Executor:
             self._drop(resident)
             self._outside.reload(call.workflow_id)
 
-    # Driving ----------------------------------------------------------------------------------------------------------
+    # Driving.
 
     def _stimulus(self, resident: Resident, act: Callable[[], None]) -> None:
         if resident.evicting:
@@ -419,7 +405,7 @@ class Executor:
         self.driving, self.driving_since = resident.id, time.monotonic()
         seq = 0
         try:
-            for seq, at, event in history:
+            for seq, at, event in history:  # noqa: B007, the seq that failed is what the log line needs
                 if not isinstance(event, _NOT_FOR_CODE):
                     resident.instance.deliver(at, event)
             commands = resident.instance.take_commands()
@@ -447,7 +433,7 @@ class Executor:
                     else:
                         resident.failures[no] = attempt
                         command = resident.unstarted.pop(no, None)
-                        resident.retries[no] = (retry_at, command)  # type: ignore[assignment]
+                        resident.retries[no] = (retry_at, command)
                         if command is not None:
                             self._set_alarm(resident, retry_at, no)
                 case StepCompleted(no=no):
@@ -476,7 +462,7 @@ class Executor:
             resident.folded.add(message_id)
             self._append(resident, event)
 
-    # Commands ---------------------------------------------------------------------------------------------------------
+    # Commands.
 
     def _run_step(self, resident: Resident, command: RunStep) -> None:
         waiting = resident.retries.get(command.no)
@@ -597,7 +583,7 @@ class Executor:
         )
         if resident.part is not None and resident.part.events and resident.durable_seq < resident.next_seq:
             # Events that the code did not accept must not become durable.
-            self._dirty.pop(resident.id, None)
+            self._pump.discard(resident.id, resident.part)
             resident.part = None
         self._part(resident).head = HeadChange(
             "stuck", None, due_at=self.clock.now(), fingerprint=resident.workflow.fingerprint
@@ -621,46 +607,28 @@ class Executor:
             if child != f"{resident.id}/{no}":
                 self._outside.adopt_child(resident.id, no, child, "", "")
 
-    # Flushing -----------------------------------------------------------------------------------------------------------
+    # Flushing.
 
     def _part(self, resident: Resident) -> Append:
         """Return the rows of this workflow that wait for the next flush."""
         if resident.part is None:
-            resident.part = self._dirty[resident.id] = Append(resident.id)
-            self._filled.set()
+            resident.part = Append(resident.id)
+            self._pump.add(resident.id, resident.part)
         return resident.part
 
-    async def _pump_flushes(self) -> None:
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            while self._dirty:
-                keys = list(itertools.islice(self._dirty, MOST_APPENDS))
-                batch = {key: self._dirty.pop(key) for key in keys}
-                for append in batch.values():
-                    resident = self.residents.get(append.stream)
-                    if resident is not None and resident.part is append:
-                        resident.part, resident.in_flight = None, append
-                self._on_the_wire = list(batch.values())
-                try:
-                    flushed = await self._lane.flush(self._on_the_wire)
-                except Fenced:
-                    self._loop.call_soon(self._outside.fenced)
-                    return
-                except Exception as error:
-                    self._loop.call_soon(self._outside.broken, error)
-                    return
-                # From a plain callback, not from this task: workflow code runs in tasks of its own.
-                done = self._loop.create_future()
-                self._loop.call_soon(self._flushed, batch, flushed, done)
-                await done
-                self._on_the_wire = []
-            if not self._dirty:
-                self._quiet.set()
-                self._quiet.clear()
+    def _sending(self, batch: Batch) -> None:
+        for append in batch.values():
+            resident = self.residents.get(append.stream)
+            if resident is not None and resident.part is append:
+                resident.part, resident.in_flight = None, append
 
-    def _flushed(self, batch: dict[str, Append], flushed: Flushed, done: asyncio.Future[None]) -> None:
-        done.set_result(None)
+    def _unable(self, error: Exception) -> None:
+        if isinstance(error, Fenced):
+            self._outside.fenced()
+        else:
+            self._outside.broken(error)
+
+    def _flushed(self, batch: Batch, flushed: Flushed) -> None:
         self.clock.refresh(flushed.log_time)
         if UNKNOWN in flushed.existing:
             self._outside.find_lost()
@@ -687,9 +655,10 @@ class Executor:
 
     def _started(self, append: Append, flushed: Flushed, error: EventLogError | None) -> None:
         for new in append.starts:
-            first, *others = self._starting.pop(new.workflow_id, None) or [None]
-            if first is None:
+            waiting = self._starting.pop(new.workflow_id, [])
+            if not waiting:
                 continue
+            first, *others = waiting
             existed: bool | None = new.workflow_id in flushed.existing
             if not existed and UNKNOWN in flushed.existing:
                 existed = None
@@ -771,65 +740,45 @@ class Executor:
             ready.append(call)
         resident.allowed_after = later
 
-    # Time ---------------------------------------------------------------------------------------------------------------
+    # Time.
 
     def _set_alarm(self, resident: Resident, when: int, no: int) -> None:
-        heapq.heappush(self._timers, (when, next(self._tiebreak), resident.id, no))
-        self._arm()
-
-    def _arm(self) -> None:
-        if not self._timers:
-            return
-        when = self._timers[0][0]
-        if self._alarm is not None:
-            if self._alarm_at <= when:
-                return
-            self._alarm.cancel()
-        self._alarm_at = when
-        self._alarm = self._loop.call_later(max(0, when - self.clock.now()) / 1e6, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        self._fire_due()
-        self._arm()
+        self._alarms.set(when, resident.id, no)
 
     def time_moved(self) -> None:
-        """The log's clock was read anew: what is due may be due earlier or later than thought."""
-        self._fire_due()
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._arm()
+        """The log's clock was read anew."""
+        self._alarms.clock_moved()
 
     def _fire_due(self) -> None:
-        now = self.clock.now()
         ready: list[StepCall] = []
-        while self._timers and self._timers[0][0] <= now:
-            when, _, workflow_id, no = heapq.heappop(self._timers)
+        while (alarm := self._alarms.pop()) is not None:
+            when, workflow_id, no = alarm
             resident = self.residents.get(workflow_id)
-            if resident is None or resident.ended:
+            if resident is None:
                 continue
             if resident.timers.get(no) == when:
-                self._stimulus(resident, lambda r=resident, n=no, w=when: self._timer_fired(r, n, w))
-            elif (
-                (retry := resident.retries.get(no)) is not None and retry[0] == when and retry[1] is not None
-            ):
-                if resident.evicting:
-                    resident.mail_missed = True
-                    continue
-                del resident.retries[no]
-                resident.unstarted[no] = retry[1]
-                resident.allowed_after.append((resident.next_seq, retry[1]))
-                self._idle.pop(resident.id, None)
-                self._dispatch(resident, ready)
+                self._stimulus(resident, partial(self._timer_fired, resident, no, when))
+            elif no in resident.retries and resident.retries[no][0] == when:
+                self._retry(resident, no, ready)
         if ready:
             self._outside.run_steps(ready)
+
+    def _retry(self, resident: Resident, no: int, ready: list[StepCall]) -> None:
+        command = resident.retries[no][1]
+        if resident.evicting:
+            resident.mail_missed = True
+        elif command is not None and not resident.ended:
+            del resident.retries[no]
+            resident.unstarted[no] = command
+            resident.allowed_after.append((resident.next_seq, command))
+            self._idle.pop(resident.id, None)
+            self._dispatch(resident, ready)
 
     def _timer_fired(self, resident: Resident, no: int, until: int) -> None:
         if resident.timers.pop(no, None) is not None:
             self._append(resident, TimerFired(no=no, until=until))
 
-    # Leaving memory -------------------------------------------------------------------------------------------------------
+    # Leaving memory.
 
     def _settle(self, resident: Resident) -> None:
         """After something happened to it: dispatch what needs no flush; note whether it only waits now."""
@@ -882,16 +831,16 @@ class Executor:
         resident.dead = True
         self._close(resident)
         self._idle.pop(resident.id, None)
-        if resident.part is not None and self._dirty.get(resident.id) is resident.part:
-            del self._dirty[resident.id]
-        resident.part = None
+        if resident.part is not None:
+            self._pump.discard(resident.id, resident.part)
+            resident.part = None
         if self.residents.get(resident.id) is resident:
             del self.residents[resident.id]
         for action in self._waiting_durable.pop(resident.id, ()):
             action()
         resident.instance.evict()
 
-    # The end of the executor ----------------------------------------------------------------------------------------------
+    # The end of the executor.
 
     async def drain(self, grace: float) -> bool:
         """Release all workflows: those with no step in hand at once, the others as their steps end.
@@ -901,12 +850,11 @@ class Executor:
         self.accepting = self.accepting_steps = False
         self._loop.call_soon(self._release_idle)
         deadline = time.monotonic() + grace
-        while self.residents or self._starting or self._dirty or self._on_the_wire:
+        while self.residents or self._starting or self._pump.busy:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._quiet.wait(), min(left, 0.5))
+            await self._pump.rest(min(left, 0.5))
         return True
 
     def _release_idle(self) -> None:
@@ -917,10 +865,10 @@ class Executor:
 
     def abandon(self) -> None:
         """Drop everything without another write: this worker was declared dead, or its grace is over."""
-        self._pump.cancel()
-        for handle in (self._alarm, self._sweep):
-            if handle is not None:
-                handle.cancel()
+        self._pump.stop()
+        self._alarms.stop()
+        if self._sweep is not None:
+            self._sweep.cancel()
         for resident in list(self.residents.values()):
             self._drop(resident)
         starting, self._starting = self._starting, {}

@@ -1,6 +1,8 @@
 """A workflow that was started, seen from outside."""
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import msgspec
 
 from refold.core._definitions import Workflow
 from refold.core._errors import TimedOut, WorkflowDeleted
@@ -34,13 +36,12 @@ class WorkflowHandle(Generic[R]):
 
         Raises TimedOut after `timeout` seconds; the workflow goes on. WorkflowNotFound, WorkflowDeleted.
         """
-        return self._app._call(
-            self._result(timeout), f"handle.result() of {self._id}", "await handle.aresult()"
-        )  # type: ignore[no-any-return]
+        coroutine = self._result(timeout)
+        return self._app._call(coroutine, f"handle.result() of {self._id}", "await handle.aresult()")
 
     async def aresult(self, timeout: float | None = None) -> R:
         """Do what `result` does, from async code."""
-        return await self._app._acall(self._result(timeout))  # type: ignore[no-any-return]
+        return await self._app._acall(self._result(timeout))
 
     def status(self) -> str:
         """Return the workflow's status now: pending, running, waiting, stuck, parked, completed, failed, cancelled."""
@@ -50,19 +51,17 @@ class WorkflowHandle(Generic[R]):
         """Do what `status` does, from async code."""
         return (await self._app.ainfo(self._id)).status
 
-    async def _result(self, timeout: float | None) -> Any:
+    async def _result(self, timeout: float | None) -> R:
         event = await self._app._client_now().wait_end(self._id, timeout)
         if event is None:
             raise TimedOut(f"the result of workflow {self._id}", f"{timeout:g} s")
         return self._decoded(event)
 
-    def _decoded(self, event: Event) -> Any:
+    def _decoded(self, event: Event) -> R:
         if isinstance(event, WorkflowCompleted):
             if self._workflow is None:
-                import msgspec
-
-                return msgspec.json.decode(event.result)
-            return self._workflow.decode_result(event.result)
+                return cast(R, msgspec.json.decode(event.result))
+            return cast(R, self._workflow.decode_result(event.result))
         if isinstance(event, WorkflowFailed):
             raise rebuild_error(event.error)
         if isinstance(event, IdentitySealed):

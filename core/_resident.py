@@ -46,7 +46,8 @@ class Resident:
         default_factory=dict
     )  # asked for and neither running nor to be retried
     timers: dict[int, int] = field(default_factory=dict)  # no -> until
-    retries: dict[int, tuple[int, RunStep]] = field(default_factory=dict)  # no -> when, what
+    # no -> when, and what; during a replay the code has not asked for it yet (None).
+    retries: dict[int, tuple[int, RunStep | None]] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)  # no -> recorded failed attempts
     children: dict[int, str] = field(default_factory=dict)  # no -> child that has not answered
     watchers: list[tuple[str, int]] = field(default_factory=list)  # other parents that adopted this workflow

@@ -182,7 +182,7 @@ class StepRunner:
             for task in list(self._tasks):
                 loop.call_soon_threadsafe(task.cancel)
 
-    # In a thread of the pool ------------------------------------------------------------------------------------------
+    # In a thread of the pool.
 
     def _work(self, call: StepCall) -> None:
         if call.over:
@@ -205,7 +205,7 @@ class StepRunner:
         else:
             self._bring_back(call, encoded, None)
 
-    # On the steps' loop -----------------------------------------------------------------------------------------------
+    # On the steps' loop.
 
     def _start_tasks(self, calls: Sequence[StepCall]) -> None:
         loop = asyncio.get_running_loop()
@@ -250,7 +250,7 @@ class StepRunner:
             args, kwargs = step.decode_args(call.command.args)
             return step.encode_result(await step.fn(*args, **kwargs))
 
-    # Back on the engine's thread --------------------------------------------------------------------------------------
+    # Back on the engine's thread.
 
     def _bring_back(self, call: StepCall, encoded: bytes | None, error: BaseException | None) -> None:
         self._back.append((call, encoded, error))

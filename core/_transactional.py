@@ -168,4 +168,5 @@ class TransactionalSteps:
 
 
 def _pause(attempt: int) -> float:
-    return min(0.005 * 2**attempt, 1.0) * (0.5 + random.random() / 2)
+    longest = min(0.005 * float(2 ** min(attempt, 10)), 1.0)
+    return longest * (0.5 + random.random() / 2)

@@ -101,7 +101,7 @@ class Worker:
         self._up = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    # What the app and connectors ask ----------------------------------------------------------------------------------
+    # What the app and connectors ask.
 
     @property
     def id(self) -> str:
@@ -149,7 +149,12 @@ class Worker:
         """Put a message into an inbox; on return that is durable."""
         term = await self._current()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        term.executor.send(message, lambda: done.done() or done.set_result(None))
+
+        def tell() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        term.executor.send(message, tell)
         await done
 
     def holds(self, workflow_id: str) -> bool:
@@ -199,7 +204,7 @@ class Worker:
             task.cancel()
         await self.reader.close()
 
-    # Terms ------------------------------------------------------------------------------------------------------------
+    # Terms.
 
     async def _current(self) -> "_Term":
         while self._term is None:
@@ -334,7 +339,7 @@ class _Term:
         with contextlib.suppress(Exception), connect_sync(self.worker.url) as connection:
             connection.execute(statement, arguments)
 
-    # Hints and ticks --------------------------------------------------------------------------------------------------
+    # Hints and ticks.
 
     def _can_run(self) -> tuple[list[str], list[str]]:
         workflows = list(self.worker.workflows.values())
@@ -408,7 +413,7 @@ class _Term:
             return True  # the beat now finds that this name is over
         return True
 
-    # Claiming ---------------------------------------------------------------------------------------------------------
+    # Claiming.
 
     def look_for_work(self) -> None:
         self._work.set()
@@ -548,7 +553,7 @@ class _Term:
             for to, message_id, event in await self.worker.reader.own_mail(self.id):
                 self._loop.call_soon(self.executor.mail, to, message_id, event)
 
-    # What the executor asks -------------------------------------------------------------------------------------------
+    # What the executor asks.
 
     def run_steps(self, calls: Sequence[StepCall]) -> None:
         self.runner.run(calls)

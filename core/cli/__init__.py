@@ -8,6 +8,7 @@ from refold.core.cli._client import open_log, project_folder
 from refold.core.cli._main import main
 from refold.core.cli._output import (
     Wrong,
+    clock,
     common,
     cut,
     database_option,
@@ -20,6 +21,7 @@ from refold.core.cli._output import (
 
 __all__ = [
     "Wrong",
+    "clock",
     "common",
     "cut",
     "database_option",

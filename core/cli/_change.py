@@ -96,14 +96,18 @@ def migrate_command(database_url: str | None, as_json: bool) -> None:
 
     For a production database whose workers may not create tables. Safe to run from several places at once.
     """
-    from refold.eventlog import migrate
+    from refold.eventlog._connect import connect_sync
+    from refold.eventlog._schema import find_version, migrate
 
     with resolve_database(database_url) as url:
-        applied = migrate(url)
+        with connect_sync(url) as connection:
+            before = find_version(connection)
+        after = migrate(url)
     if as_json:
-        print_json({"applied": applied})
-    elif applied:
-        for name in applied:
-            click.echo(f"applied {name}")
+        print_json({"from": before, "to": after})
+    elif before == after:
+        click.echo(f"the schema is current (version {after})")
+    elif before is None:
+        click.echo(f"made the schema (version {after})")
     else:
-        click.echo("the schema is current")
+        click.echo(f"updated the schema from version {before} to {after}")

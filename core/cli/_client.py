@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from refold.core import App
@@ -41,6 +41,17 @@ def open_log(url: str | None) -> Iterator[App]:
             yield app
         finally:
             app.close()
+
+
+@contextmanager
+def opened(app: App) -> Iterator[App]:
+    """Yield an app with its database settled (its own, the environment's, else the embedded one); close it after."""
+    with ExitStack() as stack:
+        if configured_url(app) is None:
+            # Opened here, the app would print a line about it, which is no JSON.
+            app.database_url = stack.enter_context(embedded_postgres()).url
+        stack.callback(app.close)
+        yield app
 
 
 def configured_url(app: App) -> str | None:

@@ -70,8 +70,11 @@ def dev_command(file: str, keep: bool, as_json: bool) -> None:
         database = _database(app, stack, keep=keep)
         services = list(_start_services(app, stack))
         app.observe(feed.add)
+        app.shutdown_grace = timedelta(
+            seconds=1
+        )  # Ctrl-C ends all of it soon; what was in a step is tried again
         app.start_worker()
-        stack.callback(app.stop_worker, grace=timedelta(seconds=1))
+        stack.callback(app.close)
         summary = _summary(app, database, services, file)
         if as_json:
             print_json([{"what": label, "text": text} for label, text in summary])
@@ -88,6 +91,7 @@ def _database(app: App, stack: ExitStack, *, keep: bool) -> str:
     if url is not None:
         return describe_url(url)
     server = stack.enter_context(embedded_postgres(keep=keep))
+    app.database_url = server.url
     return f"embedded PostgreSQL {server.version}, data in {_relative(server.folder)}/"
 
 

@@ -26,12 +26,14 @@ class Wrong(click.ClickException):
 def exit_code_of(error: BaseException) -> int | None:
     """Return the exit code of an error that speaks for itself, None for one that nobody foresaw."""
     from refold.core import RefoldError
-    from refold.eventlog import EventLogError
+    from refold.eventlog import DatabaseUnreachable, DataFolderInUse, EmbeddedFailed, EventLogError
 
-    if not isinstance(error, (RefoldError, EventLogError)):
-        return None
-    code: int = getattr(error, "exit_code", FAILED)
-    return code
+    if isinstance(error, (DatabaseUnreachable, DataFolderInUse, EmbeddedFailed)):
+        return UNREACHABLE
+    if isinstance(error, (RefoldError, EventLogError)):
+        code: int = getattr(error, "exit_code", FAILED)  # a connector's errors say it themselves
+        return code
+    return None
 
 
 def common(command: F) -> F:

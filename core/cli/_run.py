@@ -1,6 +1,8 @@
 """`refold init`, `refold worker` and `refold start`."""
 
+import inspect
 import sys
+import typing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import click
 import msgspec
 
 from refold.core import App, Workflow
+from refold.core.cli._client import opened
 from refold.core.cli._load import load_app
 from refold.core.cli._output import (
     Wrong,
@@ -83,7 +86,8 @@ def worker_command(file: str, as_json: bool) -> None:
             f"worker of {app.name}: {', '.join(sorted(app.workflows)) or 'no workflows'}. Ctrl-C stops it."
         )
     sys.stdout.flush()
-    app.run()
+    with opened(app):
+        app.run()
 
 
 @click.command(
@@ -114,10 +118,11 @@ def start_command(
     app = load_app(file)
     chosen = _find_workflow(app, workflow, file)
     positional, named = _decode(chosen, args)
-    handle = chosen.options(id=workflow_id).start(*positional, **named)
-    done: dict[str, Any] = {"id": handle.id, "workflow": chosen.name}
-    if wait is not None:
-        done["result"] = handle.result(timeout=wait)
+    with opened(app):
+        handle = chosen.options(id=workflow_id).start(*positional, **named)
+        done: dict[str, Any] = {"id": handle.id, "workflow": chosen.name}
+        if wait is not None:
+            done["result"] = handle.result(timeout=wait)
     if as_json:
         print_json(done)
         return
@@ -138,11 +143,16 @@ def _find_workflow(app: App, name: str, file: str) -> Workflow[..., Any]:
 
 def _decode(workflow: Workflow[..., Any], args: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments in the types that the workflow declares."""
-    names = list(workflow.parameters)
+    names = list(inspect.signature(workflow.fn).parameters)
     if len(args) > len(names):
         raise Wrong(
             f"{workflow.name} takes {len(names)} argument(s) ({', '.join(names) or 'none'}), got {len(args)}\n"
             "expected one JSON value for each, in this order"
         )
-    values = {name: parse_json(text, f"argument {name!r}") for name, text in zip(names, args, strict=False)}
+    hints = typing.get_type_hints(workflow.fn)
+    values = {
+        # What is to be a string needs no second quotes: `remind ada`, `order 42`.
+        name: text if hints.get(name) is str and text[:1] != '"' else parse_json(text, f"argument {name!r}")
+        for name, text in zip(names, args, strict=False)
+    }
     return workflow.decode_args(msgspec.json.encode(values))
