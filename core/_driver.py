@@ -83,6 +83,7 @@ class Instance:
     """
 
     __slots__ = (
+        "__weakref__",
         "_asked",
         "_body",
         "_buffers",
@@ -159,11 +160,12 @@ class Instance:
         Afterwards nothing of it is alive, and what is left to the garbage collector runs no workflow code.
         """
         body, self._body = self._body, None
-        self._untaken.clear()
-        self._cancelled_taken.clear()
         if body is not None:
             self._close(body)
         self.home.dead = True
+        self._asked.clear()
+        self._untaken.clear()
+        self._cancelled_taken.clear()
 
     # What workflow code calls, through definitions and context.
 

@@ -14,7 +14,9 @@ import pytest
 from fixtures.constructs import CONSTRUCTS, differences
 
 TESTS = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden"
+# Python 3.12 wrote `asyncio.wait_for` anew: it makes no task any more, so commands inside are numbered differently.
+OTHER_PYTHON = ".py312.json" if sys.version_info < (3, 12) else ".py311.json"
+GOLDEN = [p for p in (Path(__file__).parent / "golden").glob("*.json") if not p.name.endswith(OTHER_PYTHON)]
 
 
 def run(*args: str, hash_seed: int, stdin: str | None = None) -> str:
@@ -48,12 +50,12 @@ def test_two_processes_record_the_same_history() -> None:
     assert run("record", "9", hash_seed=11) == run("record", "9", hash_seed=12)
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(GOLDEN), ids=lambda p: p.stem)
 def test_a_golden_history_replays_for_ever(path: Path) -> None:
     assert differences(json.loads(path.read_text())) == []
 
 
 def test_there_is_a_golden_history_of_every_construct() -> None:
     """New behaviour adds a file; none is ever edited. `python -m fixtures.constructs record 0` writes what goes in."""
-    kept = {json.loads(path.read_text())["workflow"] for path in GOLDEN.glob("*.json")}
+    kept = {json.loads(path.read_text())["workflow"] for path in GOLDEN}
     assert sorted(set(CONSTRUCTS) - kept) == []
