@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import click
+import msgspec
 
 from refold.core import App, Recorded
 from refold.core.cli._client import configured_url, project_folder
@@ -81,7 +82,7 @@ def dev_command(file: str, keep: bool, as_json: bool) -> None:
         else:
             _print_summary(file, summary, time.monotonic() - began)
         sys.stdout.flush()
-        _follow(feed, as_json=as_json)
+        _Printer(app, as_json=as_json).follow(feed)
         if not as_json:
             click.echo("stopping")
 
@@ -173,28 +174,55 @@ class _Feed:
             yield item
 
 
-def _follow(feed: _Feed, *, as_json: bool) -> None:
-    last: dict[str, int] = {}
-    told = 0
-    for workflow_id, recorded in feed:
+class _Printer:
+    """Turns events into lines: each workflow's first with its whole ID, and how long each thing took."""
+
+    def __init__(self, app: App, *, as_json: bool) -> None:
+        self._app = app
+        self._as_json = as_json
+        self._last: dict[str, int] = {}
+        self._told = 0
+
+    def follow(self, feed: _Feed) -> None:
+        for workflow_id, recorded in feed:
+            if workflow_id not in self._last and recorded.seq > 0:
+                self._catch_up(workflow_id, recorded.seq)
+            self._print(workflow_id, recorded)
+            if feed.dropped > self._told and not self._as_json:
+                click.echo(f"… {feed.dropped - self._told} events not shown: refold list, refold show ID")
+                self._told = feed.dropped
+            sys.stdout.flush()
+
+    def _catch_up(self, workflow_id: str, seq: int) -> None:
+        """Print what was recorded before this worker had the workflow: elsewhere, or in an earlier run."""
+        try:
+            history = self._app.history(workflow_id)
+        except Exception:  # what follows is worth showing all the same
+            return
+        for recorded in history[:seq]:
+            self._print(workflow_id, recorded)
+
+    def _print(self, workflow_id: str, recorded: Recorded) -> None:
         at = datetime.fromtimestamp(recorded.at / 1e6, UTC)
-        if as_json:
-            print_json(
-                {"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)}
-            )
+        if self._as_json:
+            line = {"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)}
+            click.echo(msgspec.json.encode(line).decode())
         else:
-            before = last.get(workflow_id)
+            before = self._last.get(workflow_id)
             took = None if before is None else timedelta(microseconds=recorded.at - before)
-            line = f"{clock(at)}  {workflow_id}  {describe_live(recorded.event, took)}"
-            click.echo(cut(line, max(terminal_width(), 60)))
-            if feed.dropped > told:
-                click.echo(f"… {feed.dropped - told} events not shown: refold list, refold show ID")
-                told = feed.dropped
+            shown = workflow_id if before is None else _short_id(workflow_id)
+            line = f"{clock(at)}  {shown}  {describe_live(recorded.event, took)}"
+            # The first line may take two of the terminal's: the ID in it is there to be copied.
+            click.echo(line if before is None else cut(line, max(terminal_width(), 60)))
         if isinstance(recorded.event, _ENDS):
-            last.pop(workflow_id, None)
+            self._last.pop(workflow_id, None)
         else:
-            last[workflow_id] = recorded.at
-        sys.stdout.flush()
+            self._last[workflow_id] = recorded.at
+
+
+def _short_id(workflow_id: str) -> str:
+    """Return an ID that can be told from others on one screen: a record's ends with its partition and offset."""
+    return workflow_id if len(workflow_id) <= 28 else f"{workflow_id[:14]}…{workflow_id[-12:]}"
 
 
 __all__ = ["DevService", "dev_command"]

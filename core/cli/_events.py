@@ -21,6 +21,7 @@ from refold.eventlog import (
     StepCompleted,
     StepFailed,
     TimerFired,
+    WatcherAdded,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
@@ -63,6 +64,8 @@ def describe_event(event: Event) -> str:
             return f"{_topic(event.topic)}{_text(event.value)} to {event.to}"
         case MessageReceived():
             return f"{_topic(event.topic)}{_text(event.value)}"
+        case WatcherAdded():
+            return f"{event.parent} asked for this workflow as its child, and waits for its end too"
         case WorkflowCompleted():
             return f"-> {_text(event.result)}"
         case WorkflowFailed():

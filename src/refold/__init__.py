@@ -1,7 +1,33 @@
-"""refold: an event-sourced workflow engine for Python. What happens is an event in Postgres; state is replayed."""
+"""refold: durable workflows for Python, kept as an event log in Postgres.
 
-from refold.core._app import App
-from refold.core._client import Page, WorkflowInfo
+Declare workflows on an `App`, do things in steps, wait with `sleep` and `recv`. What outside of a workflow is a plain
+function is a recorded step inside of one. docs/workflows-and-steps.md begins at the beginning.
+"""
+
+from refold.core import (
+    App,
+    DecodeFailed,
+    DefinitionRefused,
+    Evicted,
+    Handle,
+    HistoryMismatch,
+    InvalidId,
+    Page,
+    Recorded,
+    RefoldError,
+    StepError,
+    StepInfo,
+    TimedOut,
+    ValueRefused,
+    WorkflowDeleted,
+    WorkflowEnded,
+    WorkflowIdReused,
+    WorkflowInfo,
+    WorkflowNotFound,
+    WrongCall,
+    step,
+    step_info,
+)
 from refold.core._context import (
     arecv,
     asleep,
@@ -17,43 +43,24 @@ from refold.core._context import (
     sleep_until,
     uuid,
 )
-from refold.core._definitions import Step, StepInfo, Workflow, step, step_info
-from refold.core._errors import (
-    DecodeFailed,
-    DefinitionRefused,
-    Evicted,
-    HistoryMismatch,
-    InvalidId,
-    RefoldError,
-    StepError,
-    TimedOut,
-    ValueRefused,
-    WorkflowDeleted,
-    WorkflowEnded,
-    WorkflowIdReused,
-    WorkflowNotFound,
-    WrongCall,
-)
-from refold.core._handle import WorkflowHandle
 
 __all__ = [
     "App",
     "DecodeFailed",
     "DefinitionRefused",
     "Evicted",
+    "Handle",
     "HistoryMismatch",
     "InvalidId",
     "Page",
+    "Recorded",
     "RefoldError",
-    "Step",
     "StepError",
     "StepInfo",
     "TimedOut",
     "ValueRefused",
-    "Workflow",
     "WorkflowDeleted",
     "WorkflowEnded",
-    "WorkflowHandle",
     "WorkflowIdReused",
     "WorkflowInfo",
     "WorkflowNotFound",

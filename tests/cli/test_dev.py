@@ -32,7 +32,7 @@ def test_dev_says_what_runs_shows_events_and_goes_on_where_it_was(desk: Terminal
 
     said = desk.type("start", "shop.py", "checkout", ORDER, "--id", "order-1", "--wait", "10", "--json")
     assert said.json["result"] == "receipt-o-1"
-    dev.wait_for([*SUMMARY, "...order-1 ... started", "...step charge", "...completed", '"receipt-o-1"'])
+    dev.wait_for([*SUMMARY, "...order-1 ... started", "...step charge", '...completed -> "receipt-o-1"'])
     assert dev.interrupt() < 3
 
     again = desk.start("dev", "shop.py")
