@@ -113,7 +113,9 @@ class KafkaConsumer:
         self._bootstrap = resolve_bootstrap(where, self.bootstrap_servers)
         self._app = app
         lane = app.lane(f"kafka/{self.name}")
-        lookup = Lookup(admin_config(self._bootstrap, self.settings.config))
+        lookup = Lookup(
+            admin_config(self._bootstrap, self.settings.config), patience=self.settings.describe_patience
+        )
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run,

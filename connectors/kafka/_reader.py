@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How often an idle topic is asked whether it is still the same one, and runnable workflows are counted.
     check_every: float = 30.0
     count_every: float = 1.0
+    # How long brokers that answer everything else are waited for before they count as ones without topic IDs.
+    describe_patience: float = 5.0
 
 
 class ClusterChanged(Exception):
