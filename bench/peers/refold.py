@@ -188,11 +188,11 @@ class RefoldPeer:
         return dict(timed(call))
 
     def start_waiter(self, style: str, workflow_id: str, messages: int) -> None:
-        (waiter if style == "def" else awaiter).start(messages, id=workflow_id)
+        (waiter if style == "def" else awaiter).options(id=workflow_id).start(messages)
         marks.wait("waiting")
 
     def build_history(self, style: str, workflow_id: str, steps: int) -> None:
-        (history if style == "def" else ahistory).start(steps, id=workflow_id)
+        (history if style == "def" else ahistory).options(id=workflow_id).start(steps)
         marks.wait("caught up")
 
     def marks(self, name: str) -> list[float]:

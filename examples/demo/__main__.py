@@ -24,12 +24,13 @@ from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from psycopg.conninfo import conninfo_to_dict
 
 from examples.demo import airports
 from examples.demo._bars import Bars
 from refold.connectors._devbroker import DevBroker
+from refold.eventlog import migrate
 from refold.eventlog._embedded import open_server, packaged_programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,7 @@ def main() -> int:
 
 def _run(options: argparse.Namespace, folder: Path, database: str, bootstrap: str) -> int:
     records = read_airports()[: options.records]
+    migrate(database)
     with psycopg.connect(database) as connection:
         connection.execute(airports.TABLES)
     manifest = folder / "manifest.jsonl"

@@ -7,9 +7,10 @@ the broker believes they are done.
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Message
 
 from examples.demo.airports import CONSUMER, TOPIC, Airport, app, on_airport
 from refold.connectors import kafka
@@ -33,23 +34,26 @@ def main() -> None:
         }
     )
     consumer.subscribe([TOPIC])
-    with app:
+
+    def start(record: Message) -> None:
+        message = kafka.Message(
+            topic=record.topic() or "",
+            partition=record.partition() or 0,
+            offset=record.offset() or 0,
+            key=key if isinstance(key := record.key(), bytes) else None,
+            value=decode(record.value() or b""),
+        )
+        on_airport.options(id=f"naive/{record.partition()}/{record.offset()}").start(message)
+
+    with app, ThreadPoolExecutor(16) as pool:
         while not stop.is_set():
             if (first := consumer.poll(0.1)) is None:
                 continue
             records = [record for record in (first, *consumer.consume(BATCH - 1, 0)) if not record.error()]
-            consumer.commit(
-                asynchronous=False
-            )  # here is the mistake: nothing of this batch has been started yet
-            for record in records:
-                message = kafka.Message(
-                    topic=record.topic() or "",
-                    partition=record.partition() or 0,
-                    offset=record.offset() or 0,
-                    key=key if isinstance(key := record.key(), bytes) else None,
-                    value=decode(record.value() or b""),
-                )
-                on_airport.start(message, id=f"naive/{record.partition()}/{record.offset()}")
+            # Here is the mistake: nothing of this batch has been started yet.
+            consumer.commit(asynchronous=False)
+            for _ in pool.map(start, records):
+                pass
         consumer.close()
 
 
