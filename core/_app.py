@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
+from refold.core import _garbage
 from refold.core._client import Client, Page, WorkflowInfo
 from refold.core._codec import encode_message
 from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow
@@ -72,7 +73,7 @@ class App:
     def workflow(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
     @overload
     def workflow(self, *, name: str | None = None) -> "_WorkflowDecorator": ...
-    def workflow(self, fn: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+    def workflow(self, fn: Any = None, /, *, name: str | None = None) -> Any:
         """Make a function a workflow of this app. `name` (default: the function's) is what the log holds: keep it.
 
         Raises DefinitionRefused when the app has a workflow of that name, or a parameter can't be decoded.
@@ -139,6 +140,7 @@ class App:
             if self._worker is not None:
                 return
             engine = self._open()
+            _garbage.tune()
             if self._client is not None:
                 engine.submit(self._client.close()).result()
                 self._client = None
@@ -162,6 +164,7 @@ class App:
                 return
             if grace is not None:
                 worker.shutdown_grace = grace.total_seconds()
+            engine.submit(worker.let_go()).result()
             for connector in reversed(self._started):
                 connector.stop()
             self._started.clear()

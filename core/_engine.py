@@ -6,13 +6,52 @@ whatever loop they are on. Nothing of a user's runs on this loop but workflow co
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from refold.core._errors import WrongCall
 
 T = TypeVar("T")
+
+
+class Mailbox:
+    """Callbacks on their way to a loop from other threads; one wake-up for all that gathers until it looks.
+
+    Waking a loop is a system call and a change of thread: at thousands of calls a second it would cost more than
+    the calls.
+    """
+
+    __slots__ = ("_calls", "_loop", "_scheduled")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._scheduled = False
+
+    def post(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Call `callback` on the loop, soon and in order. Raises RuntimeError when the loop is closed."""
+        self._calls.append((callback, arguments))
+        # The loop clears the flag before it looks, so what is appended after a look finds it cleared.
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._open)
+            except RuntimeError:
+                self._scheduled = False
+                raise
+
+    def _open(self) -> None:
+        self._scheduled = False
+        while self._calls:
+            callback, arguments = self._calls.popleft()
+            try:
+                callback(*arguments)
+            except Exception as error:
+                self._loop.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
 
 
 class Engine:
@@ -20,6 +59,8 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._mail = Mailbox(self.loop)
+        self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
         self._thread = threading.Thread(target=self._run, name=f"refold-engine-{name}", daemon=True)
         self._thread.start()
 
@@ -37,7 +78,7 @@ class Engine:
 
     def post(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Call `callback` on the engine's thread, soon."""
-        self.loop.call_soon_threadsafe(callback, *arguments)
+        self._mail.post(callback, *arguments)
 
     def call(
         self, coroutine: Coroutine[Any, Any, T], what: str, instead: str, timeout: float | None = None
@@ -55,8 +96,29 @@ class Engine:
             raise
 
     async def acall(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` on the engine's loop and await it from another one."""
-        return await asyncio.wrap_future(self.submit(coroutine))
+        """Run `coroutine` on the engine's loop and await it from another one. Cancelling this cancels that."""
+        host = asyncio.get_running_loop()
+        back = self._hosts.get(host)
+        if back is None:
+            back = self._hosts[host] = Mailbox(host)
+        answer: asyncio.Future[T] = host.create_future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            task = self.loop.create_task(coroutine)
+            tasks.append(task)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the host's loop is closed: nobody waits
+                back.post(_answer, answer, task)
+
+        self.post(begin)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.post(lambda: [task.cancel() for task in tasks])
+            raise
 
     def close(self) -> None:
         """End the thread; what still runs on the loop is dropped."""
@@ -65,6 +127,17 @@ class Engine:
             self._thread.join(5)
         if not self.loop.is_running():
             self.loop.close()
+
+
+def _answer(answer: "asyncio.Future[T]", task: "asyncio.Task[T]") -> None:
+    if answer.cancelled():
+        return
+    if task.cancelled():
+        answer.cancel()
+    elif (error := task.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(task.result())
 
 
 def refuse_on_a_loop(what: str, instead: str, coroutine: Coroutine[Any, Any, Any] | None = None) -> None:

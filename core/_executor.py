@@ -847,8 +847,7 @@ class Executor:
 
         Returns whether all could be released within `grace` seconds.
         """
-        self.accepting = self.accepting_steps = False
-        self._loop.call_soon(self._release_idle)
+        self.release()
         deadline = time.monotonic() + grace
         while self.residents or self._starting or self._pump.busy:
             left = deadline - time.monotonic()
@@ -856,6 +855,11 @@ class Executor:
                 return False
             await self._pump.rest(min(left, 0.5))
         return True
+
+    def release(self) -> None:
+        """Take in nothing more; release what has no step in hand now, the rest as its steps end."""
+        self.accepting = self.accepting_steps = False
+        self._loop.call_soon(self._release_idle)
 
     def _release_idle(self) -> None:
         for resident in list(self.residents.values()):

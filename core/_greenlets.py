@@ -6,7 +6,6 @@ instance is driven and closed on the thread that began it.
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, cast
@@ -66,8 +65,8 @@ class GreenletBody:
         self._context = Context()
         self._context.run(home.set, instance.home)
         self._hub: greenlet | None = None
-        self._branches: dict[greenlet, None] = {}
-        self.ready: deque[greenlet] = deque()
+        self._branches: list[greenlet] = []
+        self.ready: list[greenlet] = []
         self.outcome: tuple[Any, BaseException | None] | None = None
 
     def new_waiter(self) -> Answer:
@@ -112,17 +111,16 @@ class GreenletBody:
         self._hub = hub = getcurrent()
         mark = self._instance.home
         mark.instance = self._instance
-        ready = self.ready
         try:
-            while ready:
-                branch = ready.popleft()
-                if branch.parent is not hub:
-                    branch.parent = hub
-                branch.switch()
-                if branch.dead:
-                    self._branches.pop(branch, None)
-                if self.outcome is not None:
-                    return
+            while self.ready:
+                # A fresh list for what becomes ready meanwhile: a deque costs 600 bytes for as long as one waits.
+                batch, self.ready = self.ready, []
+                for branch in batch:
+                    if branch.parent is not hub:
+                        branch.parent = hub
+                    branch.switch()
+                    if self.outcome is not None:
+                        return
         finally:
             mark.instance = None
             self._hub = None
@@ -187,13 +185,13 @@ class GreenletBody:
             asyncio._set_running_loop(None)
         try:
             self.ready.clear()
-            for branch in list(self._branches):
+            for branch in self._branches:
                 if not branch.dead:
                     branch.parent = hub
                     # Evicted comes back, or what a `finally` made of it: nobody is left to tell.
                     with contextlib.suppress(BaseException):
                         branch.throw(Evicted)
-            self._branches.clear()
+            self._branches = []
             self.outcome = None
         finally:
             if host is not None:
@@ -202,5 +200,8 @@ class GreenletBody:
     def _spawn(self, run: Callable[[], None], context: Context) -> None:
         branch = greenlet(run, self._hub)
         branch.gr_context = context
-        self._branches[branch] = None
+        branches = self._branches
+        branches.append(branch)
+        if len(branches) >= 64 and len(branches) & (len(branches) - 1) == 0:
+            self._branches = [b for b in branches if not b.dead]
         self.ready.append(branch)

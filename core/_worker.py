@@ -193,6 +193,11 @@ class Worker:
         await asyncio.sleep(0)
         await self._current()
 
+    async def let_go(self) -> None:
+        """Take in nothing more, and release what waits, at once: another worker goes on with it."""
+        if self._term is not None:
+            self._term.executor.release()
+
     async def stop(self) -> None:
         """Release everything and leave: what waits at once, what is in a step when that ends, or after the grace."""
         self.stopping = True
@@ -309,6 +314,7 @@ class _Term:
         ]
         self.heartbeat.start()
         self.look_for_work()
+        worker.spawn(self._name_unserved())
 
     async def stop(self, grace: float) -> None:
         released = False
@@ -471,6 +477,9 @@ class _Term:
         if not names:
             return 0
         rows = await self._claims.run(_CLAIM, Texts(names), Texts(fingerprints), room, alone)
+        if rows is None:
+            await self._find_lost()
+            return 0
         await self._load(
             [(row[0], row[1]) for row in rows], {row[0]: (row[2], row[3]) for row in rows}, alone=alone
         )
@@ -515,6 +524,16 @@ class _Term:
             self.executor.load(
                 self.worker.workflows[name], workflow_id, history, mail, deaths=deaths, alone=alone, park=park
             )
+
+    async def _name_unserved(self) -> None:
+        """Say once which workflows wait for a program that this one is not."""
+        for name, count in (await self.worker.reader.unowned()).items():
+            if name not in self.worker.workflows:
+                log.warning(
+                    "%s due workflow(s) are called %r, which this program does not have; a worker of the program that "
+                    "declares it will take them (refold list --name %s)",
+                    count, name, name,
+                )  # fmt: skip
 
     def reload(self, workflow_id: str) -> None:
         self.worker.spawn(self._reload(workflow_id))

@@ -39,6 +39,17 @@ def with_defaults(url: str) -> str:
     return make_conninfo(url, **{key: value for key, value in _DEFAULTS.items() if key not in given})
 
 
+def named_after(url: str, worker: str) -> str:
+    """Return `url` with `worker` at the end of its application_name.
+
+    So pg_stat_activity shows whose connection is whose, and a worker that is declared dead can be cut off from its
+    locks (rule 13) by a name that is never given twice, where the number of a process is.
+    """
+    given = conninfo_to_dict(url).get("application_name") or _DEFAULTS["application_name"]
+    # Postgres cuts at 63 bytes; the worker's name must be whole.
+    return make_conninfo(url, application_name=f"{str(given)[: max(0, 62 - len(worker))]} {worker}")
+
+
 def describe(url: str) -> str:
     """Return where `url` points, without a password."""
     given = conninfo_to_dict(url)

@@ -6,10 +6,11 @@ all its rows of every table, and the rest is sent again (rule 2). What became of
 read from the lane's row, never guessed (rule 11).
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString
 
+import msgspec
 import psycopg
 from psycopg import errors
 
@@ -25,8 +26,7 @@ FENCED: Final = "RF001"
 _TRANSIENT: Final = ("40001", "40P01", "55P03", "53000", "53100", "53200", "53300")
 
 
-@dataclass(slots=True, frozen=True)
-class NewWorkflow:
+class NewWorkflow(msgspec.Struct, frozen=True):
     """Event 0 and head of a workflow that is to be started if its ID is free."""
 
     workflow_id: str
@@ -47,8 +47,7 @@ class NewWorkflow:
         return "pending" if self.owner is None else "running"
 
 
-@dataclass(slots=True, frozen=True)
-class NewEvent:
+class NewEvent(msgspec.Struct, frozen=True):
     """An event in its place, encoded."""
 
     seq: int
@@ -57,8 +56,7 @@ class NewEvent:
     body: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class HeadChange:
+class HeadChange(msgspec.Struct, frozen=True):
     """What the head of a workflow of this worker becomes."""
 
     status: str
@@ -68,8 +66,7 @@ class HeadChange:
     fingerprint: str | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """An inbox row: `body` is the encoded event that folding will append to `to`'s stream."""
 
     to: str
@@ -78,8 +75,7 @@ class Message:
     body: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class PositionMove:
+class PositionMove(msgspec.Struct, frozen=True):
     """How far a source has been handed over: the projection of the PositionAdvanced in the same append."""
 
     source: str
@@ -90,27 +86,27 @@ class PositionMove:
     at: int
 
 
-@dataclass(slots=True)
-class Append:
+class Append(msgspec.Struct):
     """All rows of one stream in one flush, of every table: they are written together or not at all."""
 
     stream: str
-    events: list[NewEvent] = field(default_factory=list)
+    events: list[NewEvent] = []
     head: HeadChange | None = None
-    starts: list[NewWorkflow] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    folded: list[str] = field(default_factory=list)  # message IDs whose inbox rows these events replace
+    starts: list[NewWorkflow] = []
+    messages: list[Message] = []
+    folded: list[str] = []  # message IDs whose inbox rows these events replace
     position: PositionMove | None = None
 
 
-@dataclass(slots=True)
-class Flushed:
+class Flushed(msgspec.Struct):
     """What became of a flush: the log's time after it, what fell out of it, and starts whose ID existed."""
 
     log_time: int
     refused: dict[str, EventLogError]  # stream -> StaleWriter or AppendRefused
     existing: set[str]
 
+
+_PAUSE: Final = 0.01  # seconds; a full disk is not emptied by asking faster
 
 _FLUSH: Final[LiteralString] = "select log_time, existing from refold.flush(" + ", ".join(["%s"] * 39) + ")"
 
@@ -315,6 +311,7 @@ class Lane:
             except psycopg.Error as error:
                 if error.sqlstate not in _TRANSIENT:
                     raise
+                await asyncio.sleep(_PAUSE)
 
     async def _outcome(self, connection: AsyncConnection) -> tuple[int, set[str]] | None:
         """Find out whether the last flush was committed after all. None: it was not, and never will be."""
@@ -358,21 +355,21 @@ class Lane:
         second = await self.flush(appends[middle:])
         return second.log_time, {**first.refused, **second.refused}, first.existing | second.existing
 
-    async def run(self, statement: LiteralString, *arguments: Any) -> list[tuple[Any, ...]]:
+    async def run(self, statement: LiteralString, *arguments: Any) -> list[tuple[Any, ...]] | None:
         """Run a fenced function of this lane, `statement` with the fence's four arguments first, and return its rows.
 
-        Like a flush it is done once: after a broken connection, found done, it returns no rows; the caller finds
-        what it did in the tables.
+        Like a flush it is done once. Found done after a broken connection it returns None, its rows being lost; the
+        caller finds what it did in the tables.
 
         Raises Fenced.
         """
         self._flush_no += 1
         sent = False
 
-        async def once(connection: AsyncConnection) -> list[tuple[Any, ...]]:
+        async def once(connection: AsyncConnection) -> list[tuple[Any, ...]] | None:
             nonlocal sent
             if sent and await self._outcome(connection):
-                return []
+                return None
             sent = True
             cursor = await connection.execute(
                 statement, (self.worker, self.name, self._epoch, self._flush_no, *arguments), binary=True
@@ -385,6 +382,7 @@ class Lane:
             except psycopg.Error as error:
                 if error.sqlstate not in _TRANSIENT:
                     raise self._translated(error) from error
+                await asyncio.sleep(_PAUSE)
 
     async def read(self, statement: LiteralString, *arguments: Any) -> list[tuple[Any, ...]]:
         """Run a statement that only reads, again after a broken connection."""

@@ -3,13 +3,15 @@
 The sync and the async form differ in nothing but `await`; what they decide is shared below them.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import errors
 
-from refold.eventlog._connect import BACKEND_PID, LOST, with_defaults
+from refold.eventlog._connect import BACKEND_PID, with_defaults
 from refold.eventlog._errors import Fenced, StaleWriter
 from refold.eventlog._events import from_micros
 from refold.eventlog._log import FENCED, NewEvent
@@ -21,6 +23,8 @@ _LAST_FLUSH: Final[LiteralString] = (
 )
 # A frozen process must not hold the user's rows for ever; a step's own time-out is shorter or longer as it says.
 _LIMIT: Final[LiteralString] = "select set_config('idle_in_transaction_session_timeout', %s, true)"
+# Seconds between two tries to learn from a Postgres that is away what became of a commit.
+_LOOK_AGAIN: Final = 0.2
 
 # What to record at the end: the stream and the event in its place. None: nobody waits for it, roll back.
 Event_ = tuple[str, NewEvent] | None
@@ -28,6 +32,10 @@ Event_ = tuple[str, NewEvent] | None
 
 class RolledBack(Exception):
     """The transaction was given up because nobody waits for its outcome any more."""
+
+
+class LineBroke(Exception):
+    """The transaction's own connection was lost, and nothing of it was committed: run it again on a new one."""
 
 
 class _Lane:
@@ -46,9 +54,13 @@ class _Lane:
             *(stream, event.seq, event.type, from_micros(event.at), event.body),
         )
 
-    def translated(self, error: psycopg.Error, recorded: tuple[str, NewEvent] | None) -> Exception:
+    def translated(
+        self, error: psycopg.Error, recorded: tuple[str, NewEvent] | None, *, lost: bool
+    ) -> Exception:
         if error.sqlstate == FENCED:
             return Fenced(self.worker)
+        if lost:
+            return LineBroke(str(error))
         if (
             recorded is not None
             and isinstance(error, errors.UniqueViolation)
@@ -64,12 +76,16 @@ class _Lane:
 
 
 def is_worth_another_try(error: BaseException) -> bool:
-    """Whether a transaction failed for no fault of its own: serialization, deadlock, or the line broke."""
-    if isinstance(error, errors.SerializationFailure | errors.DeadlockDetected):
+    """Whether a transaction failed for no fault of its own: serialization, deadlock, or its line broke."""
+    return isinstance(error, errors.SerializationFailure | errors.DeadlockDetected | LineBroke)
+
+
+def _is_lost(error: psycopg.Error, connection: Any) -> bool:
+    """Whether our own line broke: the step may use other connections of its own, whose errors are its own."""
+    if connection is None or connection.closed or connection.broken:
         return True
-    return (isinstance(error, LOST) and not isinstance(error, errors.Error)) or (
-        isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(("08", "57P", "25P03"))
-    )
+    # 57P0x: the server ends the session. 25P03: it stood idle in its transaction for too long.
+    return (error.sqlstate or "").startswith(("08", "57P", "25P03"))
 
 
 class TransactionLane(_Lane):
@@ -95,13 +111,21 @@ class TransactionLane(_Lane):
                     raise RolledBack
                 connection.execute(_RECORD, self.record(*recorded))
         except psycopg.Error as error:
-            if recorded is not None and is_worth_another_try(error) and self._found_committed():
+            lost = _is_lost(error, self._connection)
+            if recorded is not None and lost and self._found_committed():
                 return
-            raise self.translated(error, recorded) from error
+            raise self.translated(error, recorded, lost=lost) from error
 
     def _found_committed(self) -> bool:
-        """Whether the commit that the line broke in was done after all (rule 11)."""
-        return self.was_committed(self._open().execute(_LAST_FLUSH, (self.worker, self.name)).fetchone())
+        """Whether the commit that the line broke in was done after all (rule 11); waits until Postgres can say."""
+        while True:
+            try:
+                row = self._open().execute(_LAST_FLUSH, (self.worker, self.name)).fetchone()
+                return self.was_committed(row)
+            except psycopg.Error as error:
+                if not _is_lost(error, self._connection):
+                    raise
+            time.sleep(_LOOK_AGAIN)
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed or self._connection.broken:
@@ -140,13 +164,20 @@ class AsyncTransactionLane(_Lane):
                     raise RolledBack
                 await connection.execute(_RECORD, self.record(*recorded))
         except psycopg.Error as error:
-            if recorded is not None and is_worth_another_try(error) and await self._found_committed():
+            lost = _is_lost(error, self._connection)
+            if recorded is not None and lost and await self._found_committed():
                 return
-            raise self.translated(error, recorded) from error
+            raise self.translated(error, recorded, lost=lost) from error
 
     async def _found_committed(self) -> bool:
-        cursor = await (await self._open()).execute(_LAST_FLUSH, (self.worker, self.name))
-        return self.was_committed(await cursor.fetchone())
+        while True:
+            try:
+                cursor = await (await self._open()).execute(_LAST_FLUSH, (self.worker, self.name))
+                return self.was_committed(await cursor.fetchone())
+            except psycopg.Error as error:
+                if not _is_lost(error, self._connection):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed or self._connection.broken:

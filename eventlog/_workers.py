@@ -18,7 +18,7 @@ import psycopg
 from psycopg import errors
 
 from refold.eventlog._arrays import Texts
-from refold.eventlog._connect import BACKEND_PID, Connection, connect_sync
+from refold.eventlog._connect import BACKEND_PID, Connection, connect_sync, named_after
 from refold.eventlog._errors import DatabaseUnreachable, Fenced
 from refold.eventlog._log import FENCED
 
@@ -30,7 +30,11 @@ BEAT_EVERY_POOLED: Final = 1.0  # behind a pooler there are no notifications: th
 
 _TICK: Final[LiteralString] = "select kind, key, number, at from refold.tick(%s, %s, %s, %s)"
 _DECLARE_DEAD: Final[LiteralString] = "select refold.declare_dead(%s, %s, %s, %s)"
-_BACKENDS: Final[LiteralString] = "select backend_pid from refold.workers where worker = %s"
+# The sessions of a worker, by the name that its connections have.
+_CUT_OFF: Final[LiteralString] = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+     where datname = current_database() and right(application_name, length(%(dead)s) + 1) = ' ' || %(dead)s
+"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -104,12 +108,13 @@ class Heartbeat:
     ) -> None:
         self.worker = worker
         self.lock_key = secrets.randbits(62)
-        self._url = url
+        self._url = named_after(url, worker)
         self._can_run, self._on_tick, self._on_fenced, self._alive = can_run, on_tick, on_fenced, alive
         self._every, self._dead_after = every, dead_after
         self._watch = DeathWatch(dead_after)
         self._epoch = 0
         self._pooled = False
+        self._has_lock = False
         self._stop = threading.Event()
         self._soon = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{worker}", daemon=True)
@@ -148,9 +153,12 @@ class Heartbeat:
             connection = connect_sync(self._url)
             row = connection.execute(BACKEND_PID).fetchone()
             self._pooled = row is None or row[0] != connection.info.backend_pid
-            if not self._pooled:
-                connection.execute("select pg_advisory_lock(%s)", (self.lock_key,))
             self._connection = connection
+        if not self._pooled and not self._has_lock:
+            # Not waited for: where our last connection broke and Postgres has not noticed, that session still holds it,
+            # and a beat that waits for it would be no beat. Then each tick tries again.
+            row = self._connection.execute("select pg_try_advisory_lock(%s)", (self.lock_key,)).fetchone()
+            self._has_lock = row is not None and row[0]
         return self._connection
 
     def _run(self) -> None:
@@ -208,7 +216,11 @@ class Heartbeat:
             self._declare_dead(connection, worker, beat)
 
     def _declare_dead(self, connection: Connection, dead: str, beat: int) -> None:
-        """Fence `dead` off and free its workflows. A frozen worker can hold locks: it doesn't hold us for long."""
+        """Fence `dead` off, free its workflows, and end its sessions.
+
+        A frozen worker can hold locks: on its own rows, which we want here, and on rows of the user's that whoever goes
+        on with its workflows will want.
+        """
         try:
             for last_try in (False, True):
                 try:
@@ -220,21 +232,25 @@ class Heartbeat:
                 except errors.LockNotAvailable:
                     if last_try:
                         return
-                    with contextlib.suppress(errors.InsufficientPrivilege):
-                        for (pid,) in connection.execute(_BACKENDS, (dead,)).fetchall():
-                            connection.execute("select pg_terminate_backend(%s)", (pid,))
+                    self._cut_off(connection, dead)
                 except errors.DeadlockDetected:
                     return  # two watchers at each other; the next tick knows more
                 else:
                     if row is not None and row[0] is not None:
                         log.warning("worker %s is dead: its %s workflows are free", dead, row[0])
+                        self._cut_off(connection, dead)
                     return
         except psycopg.Error as error:
             if error.sqlstate == FENCED:
                 raise Fenced(self.worker) from error
             raise
 
+    def _cut_off(self, connection: Connection, dead: str) -> None:
+        with contextlib.suppress(errors.InsufficientPrivilege):  # then the transactions' own time-outs do it
+            connection.execute(_CUT_OFF, {"dead": dead})
+
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._has_lock = False
         if connection is not None:
             connection.close()

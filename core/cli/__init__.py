@@ -7,6 +7,7 @@ that they look, fail and print JSON like the built-in ones.
 from refold.core.cli._client import open_log, project_folder
 from refold.core.cli._main import main
 from refold.core.cli._output import (
+    Unreachable,
     Wrong,
     clock,
     common,
@@ -20,6 +21,7 @@ from refold.core.cli._output import (
 )
 
 __all__ = [
+    "Unreachable",
     "Wrong",
     "clock",
     "common",

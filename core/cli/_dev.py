@@ -205,8 +205,8 @@ class _Printer:
     def _print(self, workflow_id: str, recorded: Recorded) -> None:
         at = datetime.fromtimestamp(recorded.at / 1e6, UTC)
         if self._as_json:
-            line = {"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)}
-            click.echo(msgspec.json.encode(line).decode())
+            fields = {"id": workflow_id, "seq": recorded.seq, "at": stamp(at), **event_fields(recorded.event)}
+            click.echo(msgspec.json.encode(fields).decode())
         else:
             before = self._last.get(workflow_id)
             took = None if before is None else timedelta(microseconds=recorded.at - before)

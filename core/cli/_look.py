@@ -54,7 +54,7 @@ def list_command(
     print_table(
         ("ID", "WORKFLOW", "STATUS", "STARTED", "NOTE"),
         ((info.id, info.name, info.status, clock(info.started_at), _note(info)) for info in page.items),
-        flexible=0,
+        flexible=4,
     )
     if page.next_cursor:
         click.echo(f"more:  refold list --cursor {page.next_cursor}")

@@ -114,7 +114,7 @@ def _run(command: Callable[[], Any], *, debug: bool) -> int:
         return 130
     except BrokenPipeError:
         # `refold list | head`: the reader has seen enough. Python would complain again when it closes stdout.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except Exception as error:
         return _explain(error, debug=debug)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -23,6 +24,12 @@ class Wrong(click.ClickException):
     exit_code = USAGE
 
 
+class Unreachable(click.ClickException):
+    """Something that the command needs does not answer."""
+
+    exit_code = UNREACHABLE
+
+
 def exit_code_of(error: BaseException) -> int | None:
     """Return the exit code of an error that speaks for itself, None for one that nobody foresaw."""
     from refold.core import RefoldError
@@ -30,9 +37,10 @@ def exit_code_of(error: BaseException) -> int | None:
 
     if isinstance(error, (DatabaseUnreachable, DataFolderInUse, EmbeddedFailed)):
         return UNREACHABLE
+    if isinstance(error, ImportError) and "pip install" in str(error):
+        return USAGE  # a missing extra, with the line that installs it
     if isinstance(error, (RefoldError, EventLogError)):
-        code: int = getattr(error, "exit_code", FAILED)  # a connector's errors say it themselves
-        return code
+        return FAILED
     return None
 
 
@@ -94,7 +102,7 @@ def cut(text: str, width: int) -> str:
 
 def terminal_width() -> int:
     """Return the columns to fill: the terminal's, and plenty where the output goes to a file or a program."""
-    return shutil.get_terminal_size((100, 24)).columns if click.get_text_stream("stdout").isatty() else 160
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 160
 
 
 def clock(moment: datetime) -> str:

@@ -86,7 +86,6 @@ create table if not exists refold.workers (
     flush_no    bigint not null default 0,
     beat        bigint not null default 0,
     lock_key    bigint,                          -- session advisory lock that is free once the process is gone
-    backend_pid int,
     started_at  timestamptz not null default clock_timestamp(),
     dead_at     timestamptz,
     primary key (worker, lane)
@@ -112,20 +111,30 @@ create table if not exists refold.waiters (
 create or replace function refold.log_now() returns timestamptz language sql volatile as
     'select clock_timestamp()';
 
+-- A database or role that turned this off would turn "durable when it returns" into a lie.
+create or replace function refold.be_durable() returns void language plpgsql as $$
+begin
+    if current_setting('synchronous_commit') = 'off' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end $$;
+
 -- Passes if this worker is still the one it believes to be, and records that its flush number `f_flush_no` is in
--- this transaction; raises otherwise, so that a late writer is refused as a whole, in the same round trip.
+-- this transaction; raises otherwise, so that a late writer is refused as a whole, in the same round trip. A number
+-- passes once: a copy of a flush that hung in a broken line and arrives after it was sent again is refused too.
 create or replace function refold.fence(f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint) returns void
 language plpgsql as $$
 begin
     update refold.workers w set flush_no = f_flush_no
-     where w.worker = f_worker and w.lane = f_lane and w.epoch = f_epoch;
+     where w.worker = f_worker and w.lane = f_lane and w.epoch = f_epoch and w.flush_no < f_flush_no;
     if not found then
+        if exists (select from refold.workers w
+                    where w.worker = f_worker and w.lane = f_lane and w.epoch = f_epoch) then
+            raise exception 'flush % of worker % was committed before', f_flush_no, f_worker using errcode = 'RF003';
+        end if;
         raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
     end if;
-    -- A database or role that turned this off would turn "durable when it returns" into a lie.
-    if current_setting('synchronous_commit') = 'off' then
-        perform set_config('synchronous_commit', 'on', true);
-    end if;
+    perform refold.be_durable();
 end $$;
 
 -- Puts messages into the inbox of workflows that have not ended (also of IDs that are not started yet: they wait), and
@@ -162,6 +171,8 @@ create or replace function refold.flush(
 begin
     if f_worker is not null then
         perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
+    else
+        perform refold.be_durable();
     end if;
     existing := null;
     if s_id is not null then
@@ -227,18 +238,25 @@ begin
     return next;
 end $$;
 
--- Enters a lane of a worker. The epoch starts at the transaction's number: it grows for the cluster's whole life, so
--- that no epoch of before a rebuild is ever valid again.
+-- Enters a lane of a worker; the first is "beat", and without that one alive there is no other. The epoch is the
+-- transaction's number: it grows for the cluster's whole life, so no epoch of before a rebuild is ever valid again.
+-- May be repeated, when the answer was lost: the last epoch counts.
 create or replace function refold.register(f_worker text, f_lane text, f_lock_key bigint) returns bigint
 language plpgsql as $$
 declare
     fresh bigint := pg_current_xact_id()::text::bigint;
 begin
-    if exists (select from refold.workers w where w.worker = f_worker and w.dead_at is not null) then
+    -- The lock waits for whoever declares this worker dead just now: a lane that entered after that would pass.
+    perform from refold.workers w where w.worker = f_worker and w.lane = 'beat' for share;
+    if exists (select from refold.workers w where w.worker = f_worker and w.dead_at is not null)
+       or f_lane <> 'beat'
+          and not exists (select from refold.workers w where w.worker = f_worker and w.lane = 'beat') then
         raise exception 'worker % was declared dead', f_worker using errcode = 'RF001';
     end if;
-    insert into refold.workers (worker, lane, epoch, lock_key, backend_pid)
-    values (f_worker, f_lane, fresh, f_lock_key, pg_backend_pid());
+    insert into refold.workers (worker, lane, epoch, lock_key)
+    values (f_worker, f_lane, fresh, f_lock_key)
+        on conflict (worker, lane) do update
+       set epoch = excluded.epoch, flush_no = 0, lock_key = excluded.lock_key;
     return fresh;
 end $$;
 
