@@ -847,7 +847,7 @@ class Executor:
 
         Returns whether all could be released within `grace` seconds.
         """
-        self.release()
+        self.let_go()
         deadline = time.monotonic() + grace
         while self.residents or self._starting or self._pump.busy:
             left = deadline - time.monotonic()
@@ -856,7 +856,7 @@ class Executor:
             await self._pump.rest(min(left, 0.5))
         return True
 
-    def release(self) -> None:
+    def let_go(self) -> None:
         """Take in nothing more; release what has no step in hand now, the rest as its steps end."""
         self.accepting = self.accepting_steps = False
         self._loop.call_soon(self._release_idle)

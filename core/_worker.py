@@ -196,7 +196,7 @@ class Worker:
     async def let_go(self) -> None:
         """Take in nothing more, and release what waits, at once: another worker goes on with it."""
         if self._term is not None:
-            self._term.executor.release()
+            self._term.executor.let_go()
 
     async def stop(self) -> None:
         """Release everything and leave: what waits at once, what is in a step when that ends, or after the grace."""
