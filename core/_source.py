@@ -86,12 +86,15 @@ class Connector(Protocol):
 
     def start(self, app: "App") -> None:
         """Begin to read; called when the worker is up. Threads are the connector's own."""
+        ...
 
     def stop(self) -> None:
         """Stop reading, let hand-overs under way finish, and return; the worker drains after it."""
+        ...
 
     def describe(self) -> list[str]:
         """Return lines for people: what is read, from where, how far."""
+        ...
 
 
 class Lane:

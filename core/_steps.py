@@ -223,8 +223,9 @@ class StepRunner:
             if timeout is None:
                 encoded = await self._attempt(call)
             else:
+                limit = asyncio.timeout(timeout.total_seconds())
                 try:
-                    async with asyncio.timeout(timeout.total_seconds()) as limit:
+                    async with limit:
                         encoded = await self._attempt(call)
                 except TimeoutError as error:
                     if limit.expired():

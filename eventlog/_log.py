@@ -7,6 +7,7 @@ read from the lane's row, never guessed (rule 11).
 """
 
 import asyncio
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, LiteralString
 
@@ -15,15 +16,19 @@ import psycopg
 from psycopg import errors
 
 from refold.eventlog._arrays import Blobs, Ints, Texts, Times
-from refold.eventlog._connect import AsyncConnection, Line
-from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, StaleWriter
+from refold.eventlog._connect import AsyncConnection, Line, named_after
+from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, HeadsMissing, StaleWriter
 from refold.eventlog._events import Event, Recorded, decode_event
 
-# SQLSTATE that refold.fence raises.
+# SQLSTATEs that refold.fence raises: not this worker any more; not this number again.
 FENCED: Final = "RF001"
+COMMITTED_BEFORE: Final = "RF003"
 # Nothing is wrong with the flush itself: send it again as it is. Serialization failure, deadlock, lock timeout,
-# too many connections, out of disk or memory (Postgres recovers from those; a half-written flush does not exist).
-_TRANSIENT: Final = ("40001", "40P01", "55P03", "53000", "53100", "53200", "53300")
+# cancelled by a statement_timeout or a person, too many connections, out of disk or memory (Postgres recovers from
+# those; a half-written flush does not exist).
+_TRANSIENT: Final = ("40001", "40P01", "55P03", "57014", "53000", "53100", "53200", "53300")
+# What a member of a flush can be that no column takes: text that is no UTF-8, a number or time out of range.
+_UNENCODABLE: Final = (UnicodeEncodeError, struct.error, OverflowError)
 
 
 class NewWorkflow(msgspec.Struct, frozen=True):
@@ -108,7 +113,16 @@ class Flushed(msgspec.Struct):
 
 _PAUSE: Final = 0.01  # seconds; a full disk is not emptied by asking faster
 
-_FLUSH: Final[LiteralString] = "select log_time, existing from refold.flush(" + ", ".join(["%s"] * 39) + ")"
+# 4 of the fence, 11 of starts, 6 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
+_FLUSH: Final[LiteralString] = (
+    "select log_time, existing from refold.flush("
+    "%s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, %s, %s)"
+)
 
 # The lock waits for a transaction of this lane that may still be committing on a connection that broke.
 _LAST_FLUSH: Final[LiteralString] = (
@@ -119,7 +133,20 @@ _NEXT_SEQS: Final[LiteralString] = (
     "select workflow_id, max(seq) + 1 from refold.events where workflow_id = any(%s) group by 1"
 )
 
+_HEADLESS: Final[LiteralString] = """
+    select e.workflow_id from refold.events e
+     where e.workflow_id = any(%s) and e.seq = 0
+       and not exists (select from refold.workflows w where w.workflow_id = e.workflow_id)
+"""
+
 _LOG_NOW: Final[LiteralString] = "select refold.log_now()"
+
+
+def is_about_a_row(error: Exception) -> bool:
+    """Whether a flush was refused for the sake of a row in it: it would be again, in whatever company."""
+    if isinstance(error, psycopg.Error):
+        return (error.sqlstate or "")[:2] in ("22", "23", "54")
+    return isinstance(error, _UNENCODABLE)
 
 
 def _columns(appends: Sequence[Append]) -> list[Any]:
@@ -223,7 +250,13 @@ async def write_unfenced(connection: AsyncConnection, appends: Sequence[Append])
 
     Returns the log's time and the starts whose ID existed. After a repeat those of the first try are among them.
     """
-    return await _send(connection, (None, None, None, None), appends)
+    while True:
+        try:
+            return await _send(connection, (None, None, None, None), appends)
+        except psycopg.Error as error:
+            if error.sqlstate not in _TRANSIENT:
+                raise
+            await asyncio.sleep(_PAUSE)
 
 
 class Lane:
@@ -234,7 +267,7 @@ class Lane:
 
     def __init__(self, url: str, worker: str, name: str) -> None:
         self.worker, self.name = worker, name
-        self._line = Line(url)
+        self._line = Line(named_after(url, worker))
         self._epoch = 0
         self._flush_no = 0
 
@@ -243,7 +276,7 @@ class Lane:
         return self._epoch
 
     async def register(self, lock_key: int | None = None) -> None:
-        """Enter this lane into the workers table.
+        """Enter this lane into the workers table. The worker's first lane is "beat".
 
         Raises Fenced when the worker was declared dead, DatabaseUnreachable.
         """
@@ -256,7 +289,7 @@ class Lane:
         except psycopg.Error as error:
             raise self._translated(error) from error
         assert row is not None
-        self._epoch = row[0]
+        self._epoch, self._flush_no = row[0], 0
 
     async def flush(self, appends: Sequence[Append]) -> Flushed:
         """Commit `appends`, all that can be; on return they are durable, none of them twice.
@@ -277,12 +310,13 @@ class Lane:
                     raise
                 stale = await self._stale(rest)
                 if not stale:
+                    await self._refuse_headless(rest)
                     # Whoever was first is not visible any more (its stream was deleted). The next try tells.
                     continue
                 refused.update(stale)
                 rest = [append for append in rest if append.stream not in stale]
-            except psycopg.Error as error:
-                if (error.sqlstate or "")[:2] not in ("22", "23", "54"):
+            except Exception as error:
+                if not is_about_a_row(error):
                     raise
                 log_time, bad, found = await self._halve(rest, error)
                 return Flushed(log_time, {**refused, **bad}, found)
@@ -303,6 +337,8 @@ class Lane:
             except psycopg.Error as error:
                 if error.sqlstate == FENCED:
                     raise Fenced(self.worker) from error
+                if error.sqlstate == COMMITTED_BEFORE and (done := await self._outcome(connection)):
+                    return done
                 raise
 
         while True:
@@ -340,8 +376,15 @@ class Lane:
             if actual.get(stream, 0) != seq
         }
 
+    async def _refuse_headless(self, appends: Sequence[Append]) -> None:
+        """Raise HeadsMissing if a start met events of a workflow that has no head: it would for ever."""
+        starts = Texts([start.workflow_id for append in appends for start in append.starts])
+        headless = await self.read(_HEADLESS, starts)
+        if headless:
+            raise HeadsMissing([row[0] for row in headless])
+
     async def _halve(
-        self, appends: list[Append], error: psycopg.Error
+        self, appends: list[Append], error: Exception
     ) -> tuple[int, dict[str, EventLogError], set[str]]:
         """Send the halves of a flush that Postgres refused, until the culprit stands alone."""
         if len(appends) == 1:
@@ -371,10 +414,14 @@ class Lane:
             if sent and await self._outcome(connection):
                 return None
             sent = True
-            cursor = await connection.execute(
-                statement, (self.worker, self.name, self._epoch, self._flush_no, *arguments), binary=True
-            )
-            return await cursor.fetchall()
+            fence = (self.worker, self.name, self._epoch, self._flush_no)
+            try:
+                cursor = await connection.execute(statement, (*fence, *arguments), binary=True)
+                return await cursor.fetchall()
+            except psycopg.Error as error:
+                if error.sqlstate == COMMITTED_BEFORE and await self._outcome(connection):
+                    return None
+                raise
 
         while True:
             try:

@@ -3,8 +3,7 @@
 from importlib import resources
 from typing import Final, LiteralString, cast
 
-import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from refold.eventlog._connect import Connection, connect_sync
 from refold.eventlog._errors import SchemaForbidden, SchemaMismatch
@@ -75,7 +74,7 @@ def migrate_on(connection: Connection) -> int:
             era = connection.execute(_NEW_ERA).fetchone()
             if era is not None:
                 connection.execute(
-                    psycopg.sql.SQL("alter table refold.events alter column era set default {}").format(
+                    sql.SQL("alter table refold.events alter column era set default {}").format(
                         era[0]
                     )
                 )
