@@ -209,9 +209,7 @@ class Step(Generic[P, R]):
                 )
             return cast(R, self.fn(*args, **kwargs))
         if instance.is_async:
-            raise self._wrong_colour(
-                f"{self.name}.call(...)" if self.is_async else f"{self.name}(...)", is_async=True
-            )
+            raise self._wrong_colour(f"{self.name}.call(...)", is_async=True)
         return cast(R, instance.run_step(self, self.encode_args(args, kwargs)))
 
     def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
@@ -225,9 +223,7 @@ class Step(Generic[P, R]):
                 return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
             return asyncio.to_thread(cast("Callable[P, R]", self.fn), *args, **kwargs)
         if not instance.is_async:
-            raise self._wrong_colour(
-                f"{self.name}(...)" if self.is_async else f"{self.name}.acall(...)", is_async=False
-            )
+            raise self._wrong_colour(f"{self.name}.acall(...)", is_async=False)
         return _await_step(instance, self, self.encode_args(args, kwargs))
 
     def later(self, *args: P.args, **kwargs: P.kwargs) -> Later[R]:

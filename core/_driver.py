@@ -32,7 +32,15 @@ from refold.core._commands import (
     StartTimer,
 )
 from refold.core._definitions import Handle, Later, Step, Workflow
-from refold.core._errors import DecodeFailed, Evicted, HistoryMismatch, RefoldError, TimedOut, WrongCall
+from refold.core._errors import (
+    DecodeFailed,
+    Evicted,
+    HistoryMismatch,
+    RefoldError,
+    TimedOut,
+    WrongCall,
+    show_span,
+)
 from refold.core._failures import ErrorClassNotFound, rebuild_error_exactly, record_error
 from refold.core._greenlets import GreenletBody
 from refold.core._home import Home, find_instance
@@ -608,7 +616,7 @@ class _Deadline:
     def set_result(self, value: Any, /) -> None:
         self.instance._drop_receiver(self.topic, self.receiver)
         where = f"{self.what} in workflow {self.instance.workflow_id!r}"
-        self.receiver.set_exception(TimedOut(where, str(timedelta(microseconds=self.timeout))))
+        self.receiver.set_exception(TimedOut(where, show_span(timedelta(microseconds=self.timeout))))
 
     def set_exception(self, error: BaseException, /) -> None:
         self.receiver.set_exception(error)
@@ -648,7 +656,7 @@ class ChildHandle(Generic[R]):
         except TimeoutError:
             if self._waiter.done():
                 raise
-            raise TimedOut(f"child {self.id!r}", str(timedelta(seconds=timeout))) from None
+            raise TimedOut(f"child {self.id!r}", show_span(timedelta(seconds=timeout))) from None
 
     def status(self) -> str:
         """A child's state is not known inside its parent's code: only its end is, as an event."""

@@ -5,9 +5,17 @@ constructor arguments and hands all of them to `Exception.__init__`, so that it 
 round trip through the log.
 """
 
+from datetime import timedelta
 from typing import Final
 
 _CHANGING: Final = "docs/changing-workflows.md"
+
+
+def show_span(span: timedelta) -> str:
+    """Return a span as a person says it: `3 days`, `2.5 s`, `1 day, 2:00:00`."""
+    if span < timedelta(minutes=1):
+        return f"{span.total_seconds():g} s"
+    return str(span).removesuffix(", 0:00:00")
 
 
 class RefoldError(Exception):

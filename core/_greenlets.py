@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from greenlet import getcurrent, greenlet
 
-from refold.core._errors import Evicted, TimedOut
+from refold.core._errors import Evicted, TimedOut, show_span
 from refold.core._home import home
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class GreenletBody:
             instance.cancel(no)
         if answer._done:
             return answer.result()
-        raise TimedOut(what, f"{(until - before) / 1_000_000:g} s")
+        raise TimedOut(what, show_span(timedelta(microseconds=until - before)))
 
     def has_branches(self) -> bool:
         return any(not branch.dead for branch in self._branches)

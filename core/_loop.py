@@ -324,6 +324,9 @@ class LoopBody(asyncio.AbstractEventLoop):
         if early is None or id(coro) not in early:
             given = frame.f_locals.get("aws" if "aws" in frame.f_locals else "fs")
             if not isinstance(given, list | tuple):
+                for awaitable in given if isinstance(given, set | frozenset) else [coro]:
+                    if asyncio.iscoroutine(awaitable):
+                        awaitable.close()  # or Python warns that it was never awaited
                 raise WrongCall(
                     f"asyncio.as_completed was given a {type(given).__name__} of coroutines, and would start them "
                     "in the order of memory addresses, which a replay cannot repeat",

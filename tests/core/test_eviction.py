@@ -10,11 +10,11 @@ from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
 import pytest
+from greenlet import greenlet
+
 from fixtures import constructs
 from fixtures.constructs import CONSTRUCTS
 from fixtures.driving import World, replay, workflow
-from greenlet import greenlet
-
 from refold.core import _context as refold
 from refold.core import _driver, _loop
 from refold.core._commands import CancelCommand, Complete, RunStep
@@ -25,9 +25,9 @@ EFFECTS: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def effects() -> Iterator[list[str]]:
+def effects() -> list[str]:
     EFFECTS.clear()
-    yield EFFECTS
+    return EFFECTS
 
 
 @step
@@ -194,7 +194,9 @@ def test_branches_left_open_are_dropped_as_in_eviction_with_one_warning(
 ) -> None:
     @workflow
     def sync() -> str:
-        refold.gather(refold.later(with_finally.fn), refold.later(lambda: None)) if charge("1") == "" else None
+        refold.gather(refold.later(with_finally.fn), refold.later(lambda: None)) if charge(
+            "1"
+        ) == "" else None
         later = refold.later(with_finally.fn)
         try:
             refold.gather(later, refold.later(lambda: 1 / 0))
@@ -240,7 +242,9 @@ def test_a_late_answer_to_a_branch_that_was_left_open_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("which", [with_finally, async_with_finally], ids=lambda w: w.name)
-def test_a_call_from_a_workflow_s_context_after_its_death_is_no_plain_call(which: Any, effects: list[str]) -> None:
+def test_a_call_from_a_workflow_s_context_after_its_death_is_no_plain_call(
+    which: Any, effects: list[str]
+) -> None:
     kept: list[contextvars.Context] = []
 
     @workflow
@@ -343,8 +347,6 @@ def test_generators_that_are_used_up_are_not_held() -> None:
     body: Any = world.instance._body
     assert len(body._generators) < 600
     assert world.run().end == Complete(b"1000")
-
-
 
 
 def exits(kind: Callable[[], BaseException]) -> list[Any]:

@@ -1,7 +1,8 @@
 """No error class without a test that raises it through the public API and asserts its whole text.
 
-Such a test wears `@pytest.mark.raises_error(TheClass)`. Which ones do is read from the source of all tests, so that
-this one does not depend on which of them were chosen to run.
+Such a test wears `@pytest.mark.raises_error("TheClass")`: its name, since pytest takes a mark of one class for a
+decorator of it. Which tests do is read from the source of all of them, so that this one does not depend on which were
+chosen to run.
 """
 
 import ast
@@ -35,7 +36,7 @@ def _asserted() -> set[str]:
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.raises_error"):
-                names |= {ast.unparse(arg).split(".")[-1] for arg in node.args}
+                names |= {ast.unparse(arg).strip("'").split(".")[-1] for arg in node.args}
     return names
 
 
