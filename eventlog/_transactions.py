@@ -11,7 +11,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import errors
 
-from refold.eventlog._connect import BACKEND_PID, with_defaults
+from refold.eventlog._connect import BACKEND_PID, named_after, with_defaults
 from refold.eventlog._errors import Fenced, StaleWriter
 from refold.eventlog._events import from_micros
 from refold.eventlog._log import FENCED, NewEvent
@@ -42,7 +42,7 @@ class _Lane:
     """A lane of a worker for transactional steps: registered once, its flushes numbered."""
 
     def __init__(self, url: str, worker: str, name: str, limit_ms: int) -> None:
-        self.url, self.worker, self.name = with_defaults(url), worker, name
+        self.url, self.worker, self.name = with_defaults(named_after(url, worker)), worker, name
         self.limit = f"{limit_ms}ms"
         self.epoch: int | None = None
         self.flush_no = 0
