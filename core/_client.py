@@ -37,7 +37,7 @@ from refold.eventlog._events import (
     from_micros,
 )
 from refold.eventlog._listen import Listener
-from refold.eventlog._log import Append, Message, NewWorkflow, write_unfenced
+from refold.eventlog._log import Append, Message, NewWorkflow, is_about_a_row, write_unfenced
 from refold.eventlog._read import Head, Reader, SourcePosition
 
 _OURS = ("source:", "schedule:", "queue:")
@@ -185,21 +185,33 @@ class Client:
     async def _write_all(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, {}
-            try:
-                await self._write_batch(batch)
-            except BaseException as error:
-                for _, futures in batch.values():
-                    for future in futures:
-                        if not future.done():
-                            future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
+            await self._write_or_tell(batch)
+
+    async def _write_or_tell(self, batch: dict[str, tuple[Append, list[asyncio.Future[set[str]]]]]) -> None:
+        try:
+            await self._write_batch(batch)
+        except BaseException as error:
+            for _, futures in batch.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
 
     async def _write_batch(self, batch: dict[str, tuple[Append, list[asyncio.Future[set[str]]]]]) -> None:
         async def once(connection: AsyncConnection) -> tuple[int, set[str]]:
             return await write_unfenced(connection, [append for append, _ in batch.values()])
 
-        log_time, existing = await self._line.run(once)
+        try:
+            log_time, existing = await self._line.run(once)
+        except Exception as error:
+            if len(batch) == 1 or not is_about_a_row(error):
+                raise
+            # One of them is to blame: the others have nothing to do with it but their moment.
+            keys = list(batch)
+            for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+                await self._write_or_tell({key: batch[key] for key in half})
+            return
         self._clock.refresh(log_time)
         for key, (_, futures) in batch.items():
             for number, future in enumerate(futures):

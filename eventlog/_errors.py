@@ -46,6 +46,21 @@ class Fenced(EventLogError):
         )
 
 
+class HeadsMissing(EventLogError):
+    """Workflows have events but no head: the projections were lost, or are of another day than the log."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(tuple(ids))
+        self.ids = tuple(ids)
+
+    def __str__(self) -> str:
+        which = ", ".join(self.ids[:3]) + (" and others" if len(self.ids) > 3 else "")
+        return (
+            f"{which}: there are events in refold.events, but no row in refold.workflows.\n"
+            "Stop the workers, then run: refold rebuild"
+        )
+
+
 class PositionMoved(EventLogError):
     """Another reader of the same source handed over first: nothing was written; read the positions again."""
 
@@ -78,13 +93,19 @@ class SchemaMismatch(EventLogError):
 
 
 class SchemaForbidden(EventLogError):
-    """The database user may not create or use the schema."""
+    """The database user may not create the schema; or, where `exists`, not use it."""
 
-    def __init__(self, user: str, database: str, reason: str) -> None:
-        super().__init__(user, database, reason)
-        self.user, self.database, self.reason = user, database, reason
+    def __init__(self, user: str, database: str, reason: str, exists: bool = False) -> None:
+        super().__init__(user, database, reason, exists)
+        self.user, self.database, self.reason, self.exists = user, database, reason, exists
 
     def __str__(self) -> str:
+        if self.exists:
+            return (
+                f"user {self.user!r} may not use refold's schema in database {self.database!r} ({self.reason}).\n"
+                f'Let its owner run: grant usage on schema refold to "{self.user}"; '
+                f'grant all on all tables in schema refold to "{self.user}"'
+            )
         return (
             f"user {self.user!r} may not create refold's schema in database {self.database!r} ({self.reason}).\n"
             f'Let the owner run: grant create on database "{self.database}" to "{self.user}"; '

@@ -15,9 +15,14 @@ SCHEMA_VERSION: Final = 1
 # Any number that nobody else is likely to take: "refold" in ASCII.
 _MIGRATION_LOCK: Final = 0x7265666F6C64
 
+# Where events are older than this table (it was dropped), they say which era it is: a new one if their transactions'
+# numbers are of another cluster's count.
 _ENTER: Final[LiteralString] = """
-    insert into refold.meta (schema_version, system_identifier)
-    select %s, system_identifier from pg_control_system()
+    insert into refold.meta (schema_version, system_identifier, era)
+    select %s, c.system_identifier, coalesce(l.era, 1)
+      from pg_control_system() c left join (
+           select era + (xid >= pg_current_xact_id())::int as era
+             from refold.events order by era desc, xid desc limit 1) l on true
         on conflict (one) do nothing
 """
 
@@ -71,17 +76,23 @@ def migrate_on(connection: Connection) -> int:
                 if found is not None and number > found:
                     connection.execute(statements)
             connection.execute("update refold.meta set schema_version = %s", (SCHEMA_VERSION,))
-            era = connection.execute(_NEW_ERA).fetchone()
-            if era is not None:
+            if connection.execute(_NEW_ERA).fetchone() is not None or found is None:
+                row = connection.execute("select era from refold.meta").fetchone()
+                assert row is not None
                 connection.execute(
-                    sql.SQL("alter table refold.events alter column era set default {}").format(
-                        era[0]
-                    )
+                    sql.SQL("alter table refold.events alter column era set default {}").format(row[0])
                 )
     except errors.InsufficientPrivilege as error:
-        info = connection.info
-        raise SchemaForbidden(info.user, info.dbname, error.diag.message_primary or "no right") from error
+        raise _forbidden(connection, error) from error
     return SCHEMA_VERSION
+
+
+def _forbidden(connection: Connection, error: errors.InsufficientPrivilege) -> SchemaForbidden:
+    info = connection.info
+    row = connection.execute("select exists (select from pg_namespace where nspname = 'refold')").fetchone()
+    return SchemaForbidden(
+        info.user, info.dbname, error.diag.message_primary or "no right", row is not None and row[0]
+    )
 
 
 def _found_under_lock(connection: Connection) -> int | None:
@@ -108,7 +119,10 @@ def check(url: str) -> None:
     Raises SchemaMismatch when it is older or newer, SchemaForbidden, DatabaseUnreachable.
     """
     with connect_sync(url) as connection:
-        found = find_version(connection)
+        try:
+            found = find_version(connection)
+        except errors.InsufficientPrivilege as error:
+            raise _forbidden(connection, error) from error
         if found is None:
             migrate_on(connection)
         elif found != SCHEMA_VERSION:

@@ -33,7 +33,8 @@ _DECLARE_DEAD: Final[LiteralString] = "select refold.declare_dead(%s, %s, %s, %s
 # The sessions of a worker, by the name that its connections have.
 _CUT_OFF: Final[LiteralString] = """
     select pg_terminate_backend(pid) from pg_stat_activity
-     where datname = current_database() and right(application_name, length(%(dead)s) + 1) = ' ' || %(dead)s
+     where datname = current_database()
+       and right(application_name, length(%(dead)s::text) + 1) = ' ' || %(dead)s::text
 """
 
 
@@ -153,7 +154,7 @@ class Heartbeat:
             connection = connect_sync(self._url)
             row = connection.execute(BACKEND_PID).fetchone()
             self._pooled = row is None or row[0] != connection.info.backend_pid
-            self._connection = connection
+            self._connection, self._has_lock = connection, False
         if not self._pooled and not self._has_lock:
             # Not waited for: where our last connection broke and Postgres has not noticed, that session still holds it,
             # and a beat that waits for it would be no beat. Then each tick tries again.
@@ -251,6 +252,5 @@ class Heartbeat:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._has_lock = False
         if connection is not None:
             connection.close()
