@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import click
 import msgspec
 
-from refold.core import App, RefoldError
+from refold.core import App
 from refold.core.cli import (
+    Unreachable,
     Wrong,
     clock,
     common,
@@ -32,26 +32,10 @@ from refold.core.cli import (
 
 if TYPE_CHECKING:
     from refold.connectors._devbroker import DevBroker
+    from refold.connectors.kafka import KafkaConsumer
 
 _ADDRESS: Final = "broker-address"
 _BOOTSTRAP: Final = "REFOLD_KAFKA_BOOTSTRAP"
-_PATIENCE: Final = 10.0  # seconds that a produced record may take to reach the broker
-
-
-class BrokerUnreachable(RefoldError):
-    """No broker took a record. Reaction: check the address, and that a broker runs there."""
-
-    exit_code = 3
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(where, reason)
-        self.where, self.reason = where, reason
-
-    def __str__(self) -> str:
-        return (
-            f"can't produce to {self.where}: {self.reason}.\n"
-            f"Check --bootstrap-servers or {_BOOTSTRAP}, and that a broker runs there."
-        )
 
 
 @click.group("kafka", short_help="look at positions, produce records")
@@ -69,11 +53,17 @@ def kafka() -> None:
 @common
 def positions_command(consumer: str | None, database_url: str | None, as_json: bool) -> None:
     """Show how far every consumer has handed over every partition. This is what counts; Kafka's offsets are a hint."""
+    from refold.connectors import kafka as connector
+
     with open_log(database_url) as log:
-        found = [_fields(position) for position in log.positions(prefix="kafka:")]
-    rows = [row for row in found if consumer in (None, row["consumer"])]
+        found = log.positions("kafka:")
+    rows = []
+    for position in found:
+        described = connector.describe_position(position)
+        if described is not None and consumer in (None, described.consumer):
+            rows.append((described, datetime.fromtimestamp(position.at / 1e6, UTC)))
     if as_json:
-        print_json(rows)
+        print_json([{**msgspec.to_builtins(row), "handed_over_at": stamp(at)} for row, at in rows])
         return
     if not rows:
         click.echo("no positions" + (f" of {consumer}" if consumer else " yet"))
@@ -81,34 +71,10 @@ def positions_command(consumer: str | None, database_url: str | None, as_json: b
     print_table(
         ("CONSUMER", "TOPIC", "PARTITION", "NEXT OFFSET", "HANDED OVER", "CLUSTER"),
         (
-            (
-                row["consumer"],
-                row["topic"],
-                str(row["partition"]),
-                str(row["next_offset"]),
-                row["when"],
-                row["cluster"],
-            )
-            for row in rows
+            (row.consumer, row.topic, str(row.partition), str(row.next_offset), clock(at), row.cluster)
+            for row, at in rows
         ),
     )
-
-
-def _fields(position: Any) -> dict[str, Any]:
-    """Return a position as people read it; its source is `kafka:consumer:cluster:topic:partition`."""
-    _, consumer, cluster, topic, partition = map(unquote, position.source.split(":"))
-    body = msgspec.json.decode(position.position) if position.position else {}
-    at = datetime.fromtimestamp(position.at / 1e6, UTC) if position.at else None
-    return {
-        "consumer": consumer,
-        "cluster": cluster,
-        "topic": topic,
-        "partition": int(partition),
-        "next_offset": body.get("next_offset"),
-        "topic_id": body.get("topic_id"),
-        "handed_over_at": stamp(at) if at else None,
-        "when": clock(at) if at else "never",
-    }
 
 
 @kafka.command(
@@ -138,17 +104,20 @@ def produce_command(
 
     Returns when the broker has all of them. For trying things out: a program produces with a client of its own.
     """
+    from refold.connectors import kafka as connector
+
     pairs = [_header(text) for text in headers]
-    records = _lines() if values == ("-",) else iter(values)
+    records = list(_lines()) if values == ("-",) else list(values)
     address = bootstrap_servers or os.environ.get(_BOOTSTRAP) or _dev_address()
-    produced = produce(address, topic, records, key=key, headers=pairs)
+    try:
+        produced = connector.produce(address, topic, records, key=key, headers=pairs)
+    except connector.BrokerUnreachable as error:
+        raise Unreachable(str(error)) from error
     if as_json:
-        print_json(
-            [{"topic": topic, "partition": partition, "offset": offset} for partition, offset in produced]
-        )
+        print_json(produced)
         return
-    for partition, offset in produced[:10]:
-        click.echo(f"produced to {topic}, partition {partition}, offset {offset}")
+    for record in produced[:10]:
+        click.echo(f"produced to {topic}, partition {record.partition}, offset {record.offset}")
     if len(produced) > 10:
         click.echo(f"and {len(produced) - 10} more")
 
@@ -174,66 +143,10 @@ def _dev_address() -> str:
     )
 
 
-def produce(
-    address: str,
-    topic: str,
-    values: Iterable[str],
-    *,
-    key: str | None = None,
-    headers: Sequence[tuple[str, str]] = (),
-) -> list[tuple[int, int]]:
-    """Produce the values and return (partition, offset) of each, once the broker has all of them.
-
-    Raises BrokerUnreachable.
-    """
-    import confluent_kafka
-
-    from refold.connectors import kafka as _  # noqa: F401  says how to install the client where it is missing
-
-    failures: list[str] = []
-    complaints: list[str] = []
-    placed: list[tuple[int, int]] = []
-
-    def delivered(error: Any, record: Any) -> None:
-        if error is not None:
-            failures.append(str(error.str()))
-        else:
-            placed.append((record.partition(), record.offset()))
-
-    producer = confluent_kafka.Producer(
-        {
-            "bootstrap.servers": address,
-            "message.timeout.ms": int(_PATIENCE * 1000),
-            "enable.idempotence": True,
-            "linger.ms": 1,
-            "log_level": 0,
-            "error_cb": lambda error: complaints.append(str(error.str())),
-        }
-    )
-    for value in values:
-        while True:
-            try:
-                producer.produce(
-                    topic,
-                    value=value.encode(),
-                    key=None if key is None else key.encode(),
-                    headers=list(headers),
-                    on_delivery=delivered,
-                )
-                break
-            except BufferError:  # the client's queue is full: let it send
-                producer.poll(0.1)
-    left = producer.flush(_PATIENCE + 1)
-    if failures or left:
-        reason = (complaints or failures or ["no answer"])[-1]
-        raise BrokerUnreachable(f"{topic} at {address}", reason)
-    return placed
-
-
 class _DevService:
     """The development broker of one `refold dev`; its address is in `.refold/` for `refold kafka produce`."""
 
-    def __init__(self, broker: "DevBroker", folder: Path, consumers: Sequence[Any]) -> None:
+    def __init__(self, broker: "DevBroker", folder: Path, consumers: Sequence["KafkaConsumer"]) -> None:
         self._broker = broker
         self._consumers = consumers
         self._file = folder / _ADDRESS
@@ -255,7 +168,7 @@ class _DevService:
 class _OwnBroker:
     """A broker that was there already: nothing to start, nothing to stop."""
 
-    def __init__(self, address: str, consumers: Sequence[Any]) -> None:
+    def __init__(self, address: str, consumers: Sequence["KafkaConsumer"]) -> None:
         self._address = address
         self._consumers = consumers
 
@@ -271,16 +184,17 @@ class _OwnBroker:
 
 def start_dev_broker(app: App, folder: Path) -> _DevService | _OwnBroker | None:
     """Give an app with consumers that name no broker one for development, unless the environment names one."""
-    consumers = [
-        connector
-        for connector in app.connectors
-        if type(connector).__module__.startswith(f"{__package__}.kafka")
-    ]
+    if not app.connectors:
+        return None
+    from refold.connectors.kafka import KafkaConsumer
+
+    consumers = [connector for connector in app.connectors if isinstance(connector, KafkaConsumer)]
     if not consumers:
         return None
     address = os.environ.get(_BOOTSTRAP)
-    if address or all(consumer.bootstrap_servers for consumer in consumers):
-        return _OwnBroker(address or consumers[0].bootstrap_servers, consumers)
+    named = [consumer.bootstrap_servers for consumer in consumers if consumer.bootstrap_servers]
+    if address or len(named) == len(consumers):
+        return _OwnBroker(address or named[0], consumers)
     from refold.connectors._devbroker import DevBroker
 
     broker = DevBroker()
@@ -291,7 +205,8 @@ def start_dev_broker(app: App, folder: Path) -> _DevService | _OwnBroker | None:
 
 
 def _create_topics(address: str, topics: Iterable[str]) -> None:
-    from confluent_kafka.admin import AdminClient, NewTopic
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
 
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
     for future in admin.create_topics(
@@ -300,7 +215,7 @@ def _create_topics(address: str, topics: Iterable[str]) -> None:
         future.result(5)
 
 
-def _example_record(consumers: Sequence[Any]) -> str:
+def _example_record(consumers: Sequence["KafkaConsumer"]) -> str:
     consumer = consumers[0]
     topic = consumer.topics[0]
     sample = msgspec.json.format(msgspec.json.encode(_sample(consumer.value_type, topic)), indent=0).decode()

@@ -18,7 +18,7 @@ from refold.core import App, Recorded
 from refold.core.cli._client import configured_url, project_folder
 from refold.core.cli._events import describe_live, event_fields
 from refold.core.cli._load import load_app
-from refold.core.cli._output import clock, common, cut, example, print_json, stamp, terminal_width
+from refold.core.cli._output import clock, common, cut, example, print_json, show_logs, stamp, terminal_width
 from refold.eventlog import (
     WorkflowCancelled,
     WorkflowCompleted,
@@ -65,6 +65,7 @@ def dev_command(file: str, keep: bool, as_json: bool) -> None:
     """
     began = time.monotonic()
     app = load_app(file)
+    show_logs(terse=True)
     feed = _Feed()
     with ExitStack() as stack:
         stack.enter_context(_stop_signals(feed))

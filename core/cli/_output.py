@@ -1,6 +1,7 @@
 """How commands talk: the options that all of them share, tables and JSON on stdout, errors with an exit code."""
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +63,24 @@ def database_option(command: F) -> F:
         metavar="URL",
         help="Postgres to use  [default: REFOLD_DATABASE_URL, else the one in .refold/]",
     )(command)
+
+
+def show_logs(*, terse: bool) -> None:
+    """Send refold's log lines to stderr, unless the program has set logging up itself.
+
+    `terse` is for a person who follows events beside them: what needs attention, and what Kafka consumers announce.
+    """
+    refold = logging.getLogger("refold")
+    if logging.getLogger().handlers or refold.handlers:
+        return
+    handler = logging.StreamHandler()
+    form = (
+        "%(asctime)s.%(msecs)03d  %(message)s" if terse else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S" if terse else None))
+    refold.addHandler(handler)
+    refold.setLevel(logging.WARNING if terse else logging.INFO)
+    logging.getLogger("refold.kafka").setLevel(logging.INFO)
 
 
 def example(*lines: str) -> str:

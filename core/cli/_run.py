@@ -20,6 +20,7 @@ from refold.core.cli._output import (
     example,
     parse_json,
     print_json,
+    show_logs,
     terminal_width,
 )
 
@@ -79,6 +80,7 @@ def worker_command(file: str, as_json: bool) -> None:
     taken over by the others. FILE is a Python file or a module; with several Apps in it, FILE:NAME says which.
     """
     app = load_app(file)
+    show_logs(terse=False)
     if as_json:
         print_json({"app": app.name, "workflows": sorted(app.workflows)})
     else:
