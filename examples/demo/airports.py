@@ -38,25 +38,27 @@ class Airport(msgspec.Struct):
     lon: float
 
 
-_connections = threading.local()
+# A connection with which refold has nothing to do: what a step does with it may repeat. The steps take turns on it.
+_outside: psycopg.Connection[tuple[object, ...]] | None = None
+_turn = threading.Lock()
 
 
-def _outside() -> psycopg.Connection[tuple[object, ...]]:
-    """A connection of this thread's own, with which refold has nothing to do: what a step does with it may repeat."""
-    if not hasattr(_connections, "own"):
-        _connections.own = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
-    connection: psycopg.Connection[tuple[object, ...]] = _connections.own
-    return connection
+def leave_trace(key: str, workflow_id: str, no: int) -> None:
+    global _outside
+    with _turn:
+        if _outside is None:
+            _outside = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
+        _outside.execute(
+            "insert into tries (key, workflow_id, no, pid) values (%s, %s, %s, %s)",
+            (key, workflow_id, no, os.getpid()),
+        )
 
 
 @refold.step
 def survey(airport: Airport) -> int:
     """Leave a trace of this try, as a call to another company's system would, and return the distance in km."""
     info = refold.step_info()
-    _outside().execute(
-        "insert into tries (key, workflow_id, no, pid) values (%s, %s, %s, %s)",
-        (info.idempotency_key, info.workflow_id, info.no, os.getpid()),
-    )
+    leave_trace(info.idempotency_key, info.workflow_id, info.no)
     return round(distance(HOME, (airport.lat, airport.lon)))
 
 

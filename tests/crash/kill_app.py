@@ -19,7 +19,7 @@ from refold.connectors import kafka
 
 app = App("kill")
 STYLE = os.environ.get("KILL_STYLE", "def")
-STEP_SECONDS = float(os.environ.get("KILL_STEP_MS", "40")) / 1000
+STEP_SECONDS = float(os.environ.get("KILL_STEP_MS", "150")) / 1000
 TOPIC = "records"
 WORKFLOW = "on_record"
 # A member that was killed is missed after this time, and its partitions move.
@@ -31,24 +31,36 @@ class Record(msgspec.Struct):
     work: int  # per cent of the longest step
 
 
-_connections = threading.local()
+class _Outside:
+    """One connection of this process, with which refold has nothing to do; several steps take turns on it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+
+    def write(self, *values: object) -> None:
+        """Insert into `tries`, durably: a kill can't undo it. Raises ConnectionError while Postgres is away."""
+        with self._lock:
+            for _ in range(2):  # it may have been restarted since the connection was last used
+                try:
+                    if self._connection is None:
+                        self._connection = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
+                    self._connection.execute(
+                        "insert into tries (key, workflow_id, no, pid) values (%s, %s, %s, %s)", values
+                    )
+                    return
+                except psycopg.OperationalError:
+                    self._connection = None
+        raise ConnectionError("the trace could not be written: Postgres is away")
+
+
+_outside = _Outside()
 
 
 def trace() -> None:
-    """Write down that this step is being tried, outside of refold's transactions, and durably: a kill can't undo it."""
+    """Write down that this step is being tried."""
     info = refold.step_info()
-    for _ in range(2):  # Postgres may have been restarted since this connection was last used
-        try:
-            if getattr(_connections, "own", None) is None:
-                _connections.own = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
-            _connections.own.execute(
-                "insert into tries (key, workflow_id, no, pid) values (%s, %s, %s, %s)",
-                (info.idempotency_key, info.workflow_id, info.no, os.getpid()),
-            )
-            return
-        except psycopg.OperationalError:
-            _connections.own = None
-    raise ConnectionError("the trace could not be written: Postgres is away")
+    _outside.write(info.idempotency_key, info.workflow_id, info.no, os.getpid())
 
 
 # The step fails while Postgres is being restarted; its retries outlast that.
