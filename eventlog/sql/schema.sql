@@ -195,6 +195,11 @@ begin
         )
         select array_agg(s.id) into existing
           from unnest(s_id) as s(id) where not exists (select from fresh where fresh.workflow_id = s.id);
+        -- Mail that came before its workflow: told as if it came now, so that a short `recv` does not miss it.
+        perform pg_notify('refold_' || c.owner, '')
+           from (select distinct s.owner from unnest(s_id, s_owner) as s(id, owner)
+                  where s.owner is not null
+                    and exists (select from refold.inbox i where i.workflow_id = s.id)) c;
     end if;
     if h_id is not null then
         update refold.workflows w
