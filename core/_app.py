@@ -312,7 +312,7 @@ class App:
 
     def get(self, id: str) -> WorkflowHandle[Any]:
         """Return the handle of a workflow. Raises WorkflowNotFound with the nearest IDs."""
-        info = self.info(id)
+        info = self._call(self._info(id), "app.get(...)", "await app.aget(...)")
         return WorkflowHandle(self, id, self.workflows.get(info.name))
 
     async def aget(self, id: str) -> WorkflowHandle[Any]:
