@@ -212,7 +212,7 @@ class Step(Generic[P, R]):
             raise self._wrong_colour(f"{self.name}.call(...)", is_async=True)
         return cast(R, instance.run_step(self, self.encode_args(args, kwargs)))
 
-    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Return the coroutine of the step, for an `async def` workflow or outside; for both colours of step.
 
         Outside of a workflow a `def` step runs in a thread, so that it does not block the loop.
@@ -220,7 +220,7 @@ class Step(Generic[P, R]):
         instance = find_instance()
         if instance is None:
             if self.is_async:
-                return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
+                return cast("Coroutine[object, None, R]", self.fn(*args, **kwargs))
             return asyncio.to_thread(cast("Callable[P, R]", self.fn), *args, **kwargs)
         if not instance.is_async:
             raise self._wrong_colour(f"{self.name}.acall(...)", is_async=False)
@@ -262,17 +262,19 @@ class SyncStep(Step[P, R]):
 class AsyncStep(Step[P, R]):
     """A step made of an `async def` function."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    # Coroutine[object, None, R], not [Any, Any, R]: with an Any in it mypy takes any overload of asyncio.gather.
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Return the coroutine of the step; awaiting it gives the result."""
         instance = find_instance()
         if instance is None:
-            return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
+            return cast("Coroutine[object, None, R]", self.fn(*args, **kwargs))
         if not instance.is_async:
             raise self._wrong_colour(f"{self.name}(...)", is_async=False)
         return _await_step(instance, self, self.encode_args(args, kwargs))
 
 
-def _await_step(instance: "Instance", step: Step[..., R], args: bytes) -> Coroutine[Any, Any, R]:
+def _await_step(instance: "Instance", step: Step[..., R], args: bytes) -> Coroutine[object, None, R]:
     # The command is asked for when the coroutine starts, so that numbers follow the order of starting.
     coroutine = instance.arun_step(step, args)
     cast(Any, coroutine).__qualname__ = step.__qualname__  # what Python names when it was never awaited
@@ -430,38 +432,18 @@ class Workflow(Generic[P, R]):
         """Return the digest of an encoded input: the same for the same values, in every process."""
         return _codec.digest_of(self._calls.canonical(input))
 
-    @overload
-    def start(self: "Workflow[[], R]", *, id: str | None) -> Handle[R]: ...
-    @overload
-    def start(self: "Workflow[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    def start(self: "Workflow[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    def start(self: "Workflow[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    def start(self, *args: Any, **kwargs: Any) -> Handle[Any]:
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Start the workflow and return its handle, once it is durable; inside a workflow, a child's handle.
 
-        The same `id` again returns the first workflow's handle. `id` is always the workflow's ID here: pass a
-        parameter of that name by position.
+        With `id=`, the same ID again returns the first workflow's handle. `id` is always the workflow's ID here:
+        pass a parameter of that name by position, or the ID by `options(id=...)`.
         """
-        id = kwargs.pop("id", None)
+        id = cast("str | None", kwargs.pop("id", None))
         return self.options(id=id).start(*args, **kwargs)
 
-    @overload
-    async def astart(self: "Workflow[[], R]", *, id: str | None) -> Handle[R]: ...
-    @overload
-    async def astart(self: "Workflow[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    async def astart(self: "Workflow[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    async def astart(self: "Workflow[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
-    @overload
-    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    async def astart(self, *args: Any, **kwargs: Any) -> Handle[Any]:
-        """Start the workflow from async code and return its handle, once it is durable."""
-        id = kwargs.pop("id", None)
+    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Start the workflow from async code and return its handle, once it is durable; `id=` as in `start`."""
+        id = cast("str | None", kwargs.pop("id", None))
         return await self.options(id=id).astart(*args, **kwargs)
 
     def options(self, *, id: str | None = None) -> "WorkflowCall[P, R]":
@@ -472,7 +454,7 @@ class Workflow(Generic[P, R]):
         """Run the workflow and return its result, from a `def` workflow (as a child) or from sync code outside."""
         return self.options().call(*args, **kwargs)
 
-    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Run the workflow and return its result, from an `async def` workflow (as a child) or from async code."""
         return self.options().acall(*args, **kwargs)
 
@@ -491,16 +473,86 @@ class SyncWorkflow(Workflow[P, R]):
             raise _wrong_child(self, f"{self.name}(...)", is_async=True)
         return self.call(*args, **kwargs)
 
+    # `id=` cannot be put beside a ParamSpec, so the forms with it go by the number of parameters; with more, or
+    # with keyword arguments, it is `options(id=...).start(...)`.
+    @overload
+    def start(self: "Callable[[], R]", *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self: "Callable[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self: "Callable[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self: "Callable[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def start(self, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """As in `Workflow`."""
+        return super().start(*args, **kwargs)
+
+    @overload
+    async def astart(self: "Callable[[], R]", *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(self: "Callable[[A], R]", a: A, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(self: "Callable[[A, B], R]", a: A, b: B, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(self: "Callable[[A, B, C], R]", a: A, b: B, c: C, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def astart(self, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """As in `Workflow`."""
+        return await super().astart(*args, **kwargs)
+
 
 class AsyncWorkflow(Workflow[P, R]):
     """A workflow made of an `async def` function."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Return the coroutine that runs the workflow; awaiting it gives the result."""
         instance = find_instance()
         if instance is not None and not instance.is_async:
             raise _wrong_child(self, f"{self.name}(...)", is_async=False)
         return self.acall(*args, **kwargs)
+
+    # `id=` cannot be put beside a ParamSpec, so the forms with it go by the number of parameters; with more, or
+    # with keyword arguments, it is `options(id=...).start(...)`.
+    @overload
+    def start(self: "Callable[[], Coroutine[Any, Any, R]]", *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(self: "Callable[[A], Coroutine[Any, Any, R]]", a: A, /, *, id: str | None) -> Handle[R]: ...
+    @overload
+    def start(
+        self: "Callable[[A, B], Coroutine[Any, Any, R]]", a: A, b: B, /, *, id: str | None
+    ) -> Handle[R]: ...
+    @overload
+    def start(
+        self: "Callable[[A, B, C], Coroutine[Any, Any, R]]", a: A, b: B, c: C, /, *, id: str | None
+    ) -> Handle[R]: ...
+    @overload
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def start(self, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """As in `Workflow`."""
+        return super().start(*args, **kwargs)
+
+    @overload
+    async def astart(self: "Callable[[], Coroutine[Any, Any, R]]", *, id: str | None) -> Handle[R]: ...
+    @overload
+    async def astart(
+        self: "Callable[[A], Coroutine[Any, Any, R]]", a: A, /, *, id: str | None
+    ) -> Handle[R]: ...
+    @overload
+    async def astart(
+        self: "Callable[[A, B], Coroutine[Any, Any, R]]", a: A, b: B, /, *, id: str | None
+    ) -> Handle[R]: ...
+    @overload
+    async def astart(
+        self: "Callable[[A, B, C], Coroutine[Any, Any, R]]", a: A, b: B, c: C, /, *, id: str | None
+    ) -> Handle[R]: ...
+    @overload
+    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def astart(self, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """As in `Workflow`."""
+        return await super().astart(*args, **kwargs)
 
 
 class WorkflowCall(Generic[P, R]):
@@ -539,7 +591,7 @@ class WorkflowCall(Generic[P, R]):
             raise _wrong_child(self._workflow, f"{self._workflow.name}.call(...)", is_async=True)
         return self.start(*args, **kwargs).result()
 
-    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def acall(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Start the workflow, wait, and return its result, from async code."""
         instance = find_instance()
         if instance is not None and not instance.is_async:

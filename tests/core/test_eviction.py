@@ -320,10 +320,8 @@ def test_ten_thousand_waiting_workflows_are_freed(which: Any) -> None:
     assert alive() >= before + 10_000
     gc.disable()
     try:
-        for instance in instances:
-            instance.evict()
-        del instance
-        instances.clear()
+        while instances:
+            instances.pop().evict()
         gc.collect()  # of the worlds of this test
         assert alive() <= before
     finally:
