@@ -52,6 +52,7 @@ log = logging.getLogger("refold.worker")
 
 CAPACITY: Final = 1_000  # workflows in hand at once, those that wait not counted
 CLAIM_AT_MOST: Final = 200
+GATHER_DUE: Final = 100_000  # microseconds: what comes due within them is claimed at once
 SHUTDOWN_GRACE: Final = 20.0  # seconds that running steps get to end
 BLOCKED_WARN: Final = 1.0  # seconds that workflow code may run without waiting, before it is named
 BLOCKED_GIVE_UP: Final = 10.0  # and before the worker gives up what it holds
@@ -280,6 +281,7 @@ class _Term:
         self._suspects_since: float | None = None
         self._exclusive = False
         self._due_alarm: asyncio.TimerHandle | None = None
+        self._rang = False
         self._lost = False
         self._named_blocked: tuple[str | None, float] | None = None
         self.heartbeat = Heartbeat(
@@ -393,6 +395,7 @@ class _Term:
 
         def ring() -> None:
             self._due_alarm = None
+            self._rang = True
             self._work.set()
 
         self._due_alarm = self._loop.call_later(delay + 0.001, ring)
@@ -430,6 +433,8 @@ class _Term:
             self._work.clear()
             try:
                 await self._claim_what_fits()
+                if self._rang:
+                    await self._see_next_due()
             except Fenced:
                 self._loop.call_soon(self.fenced)
                 return
@@ -449,6 +454,14 @@ class _Term:
                 self._starved = False
                 return
         self._starved = True
+
+    async def _see_next_due(self) -> None:
+        """After a claim for what came due: when is the next? The heartbeat would say so too, up to 2 s late."""
+        self._rang = False
+        names, _ = self._can_run()
+        if names and not self._starved and (due := await self.worker.reader.next_due(names)) is not None:
+            # Not a claim for each: those of the next moments gather.
+            self.wake_at(max(due, self.worker.clock.now() + GATHER_DUE))
 
     async def _claim_suspect(self) -> bool:
         """Take one workflow that may kill its worker, with nothing else in hand. True while that goes on."""

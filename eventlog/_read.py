@@ -130,6 +130,15 @@ _UNOWNED: Final[LiteralString] = """
     select name, count(*) from refold.workflows
      where owner is null and due_at is not null and due_at <= refold.log_now() group by name
 """
+# What is overdue too: between a claim and this question more has come due. Not what a claim would leave where it is.
+_NEXT_DUE: Final[LiteralString] = """
+    select min(w.due_at)
+      from unnest(%s::text[]) as c(name), lateral (
+           select h.due_at from refold.workflows h
+            where h.name = c.name and h.owner is null and h.due_at is not null
+              and h.status <> 'stuck' and h.suspicion < 3
+            order by h.due_at limit 1) w
+"""
 
 
 class Reader:
@@ -227,6 +236,11 @@ class Reader:
     async def unowned(self) -> dict[str, int]:
         """Return how much work is due and in nobody's hands, by workflow name."""
         return dict(await self.rows(_UNOWNED))
+
+    async def next_due(self, names: Sequence[str]) -> int | None:
+        """Return when the next workflow of these names that nobody has comes due, or came."""
+        due: int | None = (await self.rows(_NEXT_DUE, list(names)))[0][0]
+        return due
 
     async def delete(self, workflow_id: str) -> bool:
         """Delete the history of a workflow that has ended; its ID stays taken (IdentitySealed takes the place).
