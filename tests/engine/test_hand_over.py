@@ -1,0 +1,89 @@
+"""What core does for connectors: starts and the position that they are after, in one transaction, at an expected seq."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+import pytest
+
+from fixtures.workers import Log
+from refold import App
+from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Start, Workflow
+
+
+class Feed:
+    """A connector of the tests: it hands over workflows that return the number they were started with."""
+
+    def __init__(self, app: App, workflow: Workflow[..., Any], name: str) -> None:
+        self._workflow = workflow
+        self._lane: Lane = app.lane(name)
+
+    def read(self, *sources: str) -> list[SourcePosition]:
+        """Return the positions of `sources`."""
+        return [*self._lane.read_positions(sources).result(10).values()]
+
+    def move(self, expected: SourcePosition, to: int, *ids: str) -> Move:
+        """Return the move of one source to position `to` that starts `ids`."""
+        starts = [Start(self._workflow, id, msgspec.json.encode({"n": to})) for id in ids]
+        return Move(expected, b"%d" % to, "feed", starts)
+
+    def hand_over(self, *moves: Move) -> HandedOver:
+        """Hand `moves` over, and wait for it."""
+        future: Future[HandedOver] = self._lane.hand_over(moves)
+        return future.result(10)
+
+
+@pytest.fixture
+def feed(app: App) -> Iterator[Feed]:
+    """A connector with a running worker."""
+
+    @app.workflow
+    def note(n: int) -> int:
+        return n
+
+    with app:
+        yield Feed(app, note, "feed")
+
+
+def test_starts_and_position_have_one_transaction(feed: Feed, log: Log) -> None:
+    [at] = feed.read("s")
+    assert at.position is None
+    handed = feed.hand_over(feed.move(at, 3, "a", "b", "c"))
+    assert (handed.started, handed.duplicates, handed.positions["s"].position) == (3, 0, b"3")
+    written = log.rows(
+        "select type, count(*), count(distinct xid) from refold.events"
+        " where type in ('WorkflowStarted', 'PositionAdvanced') group by type order by type"
+    )
+    assert written == [("PositionAdvanced", 1, 1), ("WorkflowStarted", 3, 1)]
+    assert (
+        log.one(
+            "select count(distinct xid) from refold.events where type in ('WorkflowStarted', 'PositionAdvanced')"
+        )
+        == 1
+    ), "two transactions: a crash between them loses the records, or reads them again"
+    assert [at.position for at in feed.read("s")] == [b"3"]
+
+
+def test_a_position_that_another_has_moved_is_refused_with_all_its_starts(
+    feed: Feed, app: App, log: Log
+) -> None:
+    zombie = Feed(app, app.workflows["note"], "zombie")
+    [stale, other] = zombie.read("s", "t")
+    feed.hand_over(feed.move(stale, 5, "a"))
+    with pytest.raises(PositionMoved):
+        # In one hand-over with a source that is its own still: neither is written.
+        zombie.hand_over(zombie.move(other, 9, "c"), zombie.move(stale, 2, "b"))
+    assert [at.position for at in zombie.read("s", "t")] == [b"5", None], "the position went back"
+    assert log.rows("select workflow_id from refold.workflows") == [("a",)]
+    [now] = zombie.read("s")
+    assert zombie.hand_over(zombie.move(now, 6, "b")).positions["s"].next_seq == 2
+
+
+def test_a_record_that_is_handed_over_again_starts_nothing(feed: Feed, app: App, log: Log) -> None:
+    [at] = feed.read("s")
+    at = feed.hand_over(feed.move(at, 1, "a", "b")).positions["s"]
+    again = feed.hand_over(feed.move(at, 2, "a", "b", "c"))
+    assert (again.started, again.duplicates) == (1, 2)
+    assert [app.get(id).result(10) for id in ("a", "b", "c")] == [1, 1, 2]
+    assert log.one("select count(*) from refold.events where type = 'WorkflowStarted'") == 3
