@@ -8,6 +8,8 @@ round trip through the log.
 from datetime import timedelta
 from typing import Final
 
+from refold.eventlog import RefoldError
+
 _CHANGING: Final = "docs/changing-workflows.md"
 
 
@@ -16,10 +18,6 @@ def show_span(span: timedelta) -> str:
     if span < timedelta(minutes=1):
         return f"{span.total_seconds():g} s"
     return str(span).removesuffix(", 0:00:00")
-
-
-class RefoldError(Exception):
-    """Root of every error that refold raises on purpose."""
 
 
 class Evicted(BaseException):

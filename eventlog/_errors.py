@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 
-class EventLogError(Exception):
+class RefoldError(Exception):
+    """Root of every error that refold raises on purpose, on whichever floor."""
+
+
+class EventLogError(RefoldError):
     """Base of everything that the event log raises."""
 
 

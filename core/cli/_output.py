@@ -34,13 +34,13 @@ class Unreachable(click.ClickException):
 def exit_code_of(error: BaseException) -> int | None:
     """Return the exit code of an error that speaks for itself, None for one that nobody foresaw."""
     from refold.core import RefoldError
-    from refold.eventlog import DatabaseUnreachable, DataFolderInUse, EmbeddedFailed, EventLogError
+    from refold.eventlog import DatabaseUnreachable, DataFolderInUse, EmbeddedFailed
 
     if isinstance(error, (DatabaseUnreachable, DataFolderInUse, EmbeddedFailed)):
         return UNREACHABLE
     if isinstance(error, ImportError) and "pip install" in str(error):
         return USAGE  # a missing extra, with the line that installs it
-    if isinstance(error, (RefoldError, EventLogError)):
+    if isinstance(error, RefoldError):
         return FAILED
     return None
 

@@ -43,11 +43,25 @@ from refold.core._context import (
     sleep_until,
     uuid,
 )
+from refold.eventlog import (
+    DatabaseUnreachable,
+    DataFolderInUse,
+    DataFolderVersion,
+    EmbeddedFailed,
+    EmbeddedMissing,
+    SchemaForbidden,
+    SchemaMismatch,
+)
 
 __all__ = [
     "App",
+    "DataFolderInUse",
+    "DataFolderVersion",
+    "DatabaseUnreachable",
     "DecodeFailed",
     "DefinitionRefused",
+    "EmbeddedFailed",
+    "EmbeddedMissing",
     "Evicted",
     "Handle",
     "HistoryMismatch",
@@ -55,6 +69,8 @@ __all__ = [
     "Page",
     "Recorded",
     "RefoldError",
+    "SchemaForbidden",
+    "SchemaMismatch",
     "StepError",
     "StepInfo",
     "TimedOut",
