@@ -77,8 +77,8 @@ class Outside(Protocol):
     def reload(self, workflow_id: str) -> None:
         """Look whether this worker still owns it; if so, load it anew."""
 
-    def adopt_child(self, parent: str, no: int, child: str, workflow: str, digest: str) -> None:
-        """The child's ID existed already: find out what that means for the parent."""
+    def adopt_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
+        """The child's ID may have existed already: find out what that means for the parent."""
 
     def look_for_work(self) -> None:
         """Claim what is due or has mail."""
@@ -439,8 +439,8 @@ class Executor:
                 case StepCompleted(no=no):
                     resident.failures.pop(no, None)
                     resident.retries.pop(no, None)
-                case ChildStarted(no=no, child=child):
-                    resident.children[no] = child
+                case ChildStarted(no=no, name=name, child=child, input=input):
+                    resident.children[no] = (name, child, bytes(input))
                 case ChildCompleted(no=no, message_id=message_id) | ChildFailed(no=no, message_id=message_id):
                     resident.children.pop(no, None)
                     resident.folded.add(message_id)
@@ -518,8 +518,8 @@ class Executor:
         parent, no = resident.id, command.no
 
         def tell(existed: bool | None, error: Exception | None) -> None:
-            if existed is not False:
-                self._outside.adopt_child(parent, no, command.child_id, command.workflow.name, command.digest)
+            if existed is not False or error is not None:
+                self._outside.adopt_child(parent, no, command.child_id, command.workflow.name, command.input)
 
         start = Start(command.workflow, new, started, tell)
         waiting = self._starting.get(command.child_id)
@@ -603,9 +603,9 @@ class Executor:
 
     def _check_children(self, resident: Resident) -> None:
         """After a replay: a child under an ID of the user's choosing may be somebody else's; ask again."""
-        for no, child in resident.children.items():
+        for no, (workflow, child, input) in resident.children.items():
             if child != f"{resident.id}/{no}":
-                self._outside.adopt_child(resident.id, no, child, "", "")
+                self._outside.adopt_child(resident.id, no, child, workflow, input)
 
     # Flushing.
 
@@ -883,7 +883,7 @@ class Executor:
 
 def child_answer(parent: str, no: int, child: str, event: WorkflowCompleted | WorkflowFailed) -> Message:
     """Return the message that tells a parent how its child ended."""
-    message_id = f"child:{child}"
+    message_id = f"child:{no}:{child}"  # a parent may have asked for one child more than once
     answer: ChildCompleted | ChildFailed
     if isinstance(event, WorkflowCompleted):
         answer = ChildCompleted(no=no, child=child, result=event.result, message_id=message_id)

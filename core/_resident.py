@@ -49,7 +49,8 @@ class Resident:
     # no -> when, and what; during a replay the code has not asked for it yet (None).
     retries: dict[int, tuple[int, RunStep | None]] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)  # no -> recorded failed attempts
-    children: dict[int, str] = field(default_factory=dict)  # no -> child that has not answered
+    # no -> (workflow, ID, input) of a child that has not answered
+    children: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)
     watchers: list[tuple[str, int]] = field(default_factory=list)  # other parents that adopted this workflow
     folded: set[str] = field(default_factory=set)  # message IDs in the stream
     deaths: int = 0  # workers that died on it since its last event

@@ -19,11 +19,15 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
+from msgspec import Raw
+
 from refold.core._clock import LogClock
 from refold.core._definitions import Workflow
 from refold.core._ends import Ends
 from refold.core._engine import Engine
+from refold.core._errors import DecodeFailed, WorkflowDeleted
 from refold.core._executor import Executor, Start, child_answer, reused
+from refold.core._failures import record_error
 from refold.core._resident import StepCall
 from refold.core._source import Start as SourceStart
 from refold.core._steps import StepRunner
@@ -45,7 +49,7 @@ from refold.eventlog._events import (
 )
 from refold.eventlog._listen import Listener
 from refold.eventlog._log import UNKNOWN, Lane, Message, NewWorkflow
-from refold.eventlog._read import Reader
+from refold.eventlog._read import Head, Reader
 from refold.eventlog._workers import Heartbeat, Tick
 
 log = logging.getLogger("refold.worker")
@@ -57,6 +61,9 @@ SHUTDOWN_GRACE: Final = 20.0  # seconds that running steps get to end
 BLOCKED_WARN: Final = 1.0  # seconds that workflow code may run without waiting, before it is named
 BLOCKED_GIVE_UP: Final = 10.0  # and before the worker gives up what it holds
 EXCLUSIVE_AFTER: Final = 5.0  # seconds that a suspect waits before this worker empties its hands for it
+WATCH_CHILD_FOR: Final = (
+    10.0  # seconds, after a parent asked to be told of the end of a child that is not its own
+)
 SUSPECT_DEATHS: Final = 3  # deaths while alone that park a workflow
 
 _CLAIM: Final[LiteralString] = (
@@ -593,32 +600,78 @@ class _Term:
     def drop_step(self, call: StepCall) -> None:
         self.runner.drop(call)
 
-    def adopt_child(self, parent: str, no: int, child: str, workflow: str, digest: str) -> None:
-        self.worker.spawn(self._adopt_child(parent, no, child, workflow, digest))
+    def adopt_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
+        self.worker.spawn(self._adopt_child(parent, no, child, workflow, input))
 
-    async def _adopt_child(self, parent: str, no: int, child: str, workflow: str, digest: str) -> None:
+    async def _adopt_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
         """A child's ID existed: it is our own from before, or somebody's with the same input, or another's."""
         head = (await self.worker.reader.heads([child])).get(child)
         if head is None:
+            self._start_missing_child(parent, no, child, workflow, input)
             return
-        ours = head.parent == parent
-        event: Event | None
-        if not ours and workflow and (head.name != workflow or (head.digest and head.digest != digest)):
-            found = f"workflow {head.name}" if head.name != workflow else "another input"
-            event = ChildFailed(no=no, child=child, error=reused(child, found, f"workflow {workflow}"))
-            self._loop.call_soon(self.executor.answer_child, parent, event)
+        ours = head.parent == parent and head.parent_no == no
+        if not ours and (found := await self._other_than(head, workflow, input)) is not None:
+            error = reused(child, found, f"workflow {workflow!r}")
+            self._loop.call_soon(
+                self.executor.answer_child, parent, ChildFailed(no=no, child=child, error=error)
+            )
             return
         if head.ended:
             end = (await self.worker.reader.ends([child])).get(child)
-            if isinstance(end, WorkflowCompleted | WorkflowFailed):
-                answer = decode_event(child_answer(parent, no, child, end).body)
-                assert isinstance(answer, ChildCompleted | ChildFailed)
-                self._loop.call_soon(self.executor.answer_child, parent, answer)
+            if end is not None:
+                self._loop.call_soon(self.executor.answer_child, parent, _child_event(parent, no, child, end))
             return
-        if not ours:
-            message_id = f"watch:{parent}/{no}"
-            watcher = WatcherAdded(parent=parent, parent_no=no, message_id=message_id)
-            await self.worker.send(Message(child, message_id, "WatcherAdded", encode_event(watcher)))
+        if ours:
+            return
+        message_id = f"watch:{parent}/{no}"
+        watcher = WatcherAdded(parent=parent, parent_no=no, message_id=message_id)
+        await self.worker.send(Message(child, message_id, "WatcherAdded", encode_event(watcher)))
+        # The child may end before its worker has read that. Then the message goes with the rest of its inbox, and
+        # we are the ones who have to tell; by the inbox too, since the parent may have left our memory meanwhile.
+        with contextlib.suppress(TimeoutError):
+            end = await asyncio.wait_for(
+                self.worker.ends.wait(child, here=self.worker.holds(child)), WATCH_CHILD_FOR
+            )
+            event = _child_event(parent, no, child, end)
+            answer = Message(parent, event.message_id, type(event).__name__, encode_event(event))
+            await self.worker.send(answer)
+
+    async def _other_than(self, head: Head, workflow: str, input: bytes) -> str | None:
+        """Say what `head` is if it is not the workflow with this input; None: it is."""
+        if head.name != workflow:
+            return f"workflow {head.name!r}"
+        code = self.worker.workflows.get(workflow)
+        first = await self.worker.reader.first_event(head.workflow_id)
+        if code is None or head.digest == code.digest(input):
+            return None
+        # As for a start by hand: an optional field that was added since is no difference.
+        with contextlib.suppress(DecodeFailed):
+            if first is not None and code.canonical_args(first.input) == code.canonical_args(Raw(input)):
+                return None
+        return f"workflow {head.name!r} with another input"
+
+    def _start_missing_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
+        """The parent's event is in the log, but whoever was about to start a workflow of that ID did not."""
+        code = self.worker.workflows.get(workflow)
+        if code is None:
+            return
+        digest = code.digest(input)
+        started = WorkflowStarted(name=workflow, input=Raw(input), digest=digest, parent=parent, parent_no=no)
+        new = NewWorkflow(
+            child,
+            workflow,
+            digest,
+            self.worker.clock.now(),
+            encode_event(started),
+            parent=parent,
+            parent_no=no,
+        )
+
+        def tell(existed: bool | None, error: Exception | None) -> None:
+            if existed is not False and error is None:
+                self.adopt_child(parent, no, child, workflow, input)
+
+        self._loop.call_soon(self.executor.start, Start(code, new, started, tell))
 
     def committed(self, workflow_id: str, news: Sequence[Recorded]) -> None:
         for observer in self.worker.observers:
@@ -665,6 +718,15 @@ class _Term:
         log.error("worker %s can't write: %s", self.id, error, exc_info=error)
         threading.Thread(target=self._say, args=(_GIVE_UP, self.id, None), daemon=True).start()
         self.worker.over(self, f"worker {self.id} gives its workflows back and starts again")
+
+
+def _child_event(parent: str, no: int, child: str, end: Event) -> ChildCompleted | ChildFailed:
+    """Return what a parent is told of a child that ended with `end`."""
+    if not isinstance(end, WorkflowCompleted | WorkflowFailed):  # its history was deleted
+        end = WorkflowFailed(error=record_error(WorkflowDeleted(child)))
+    event = decode_event(child_answer(parent, no, child, end).body)
+    assert isinstance(event, ChildCompleted | ChildFailed)
+    return event
 
 
 def _with_owner(new: NewWorkflow, owner: str | None, at: int) -> NewWorkflow:

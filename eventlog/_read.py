@@ -30,6 +30,7 @@ class Head(msgspec.Struct, frozen=True):
     finished_at: int | None
     source: str | None
     parent: str | None
+    parent_no: int | None
     digest: str
     owner: str | None
     due_at: int | None
@@ -55,14 +56,16 @@ class SourcePosition(msgspec.Struct, frozen=True):
 
 
 _HEAD: Final[LiteralString] = """
-    select workflow_id, name, status, created_at, finished_at, source, parent, digest, owner, due_at, fingerprint
+    select workflow_id, name, status, created_at, finished_at, source, parent, parent_no, digest, owner, due_at,
+           fingerprint
       from refold.workflows
      where workflow_id = any(%s)
 """
 
 # Newest first; the cursor is the last row of the page before.
 _LIST: Final[LiteralString] = """
-    select workflow_id, name, status, created_at, finished_at, source, parent, digest, owner, due_at, fingerprint
+    select workflow_id, name, status, created_at, finished_at, source, parent, parent_no, digest, owner, due_at,
+           fingerprint
       from refold.workflows
      where status <> 'deleted'
        and (%(status)s::text is null or status = %(status)s)

@@ -1,4 +1,4 @@
-"""Nothing is visible before it is durable (invariant 4): while the log cannot be written, nobody hears of what happened.
+"""Nothing is visible before it is durable (invariant 4): while the log cannot be written, nobody hears what happened.
 
 A lock on `events` holds every commit back; what is asked meanwhile must not be answered.
 """

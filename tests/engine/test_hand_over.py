@@ -1,4 +1,4 @@
-"""What core does for connectors: starts and the position that they are after, in one transaction, at an expected seq."""
+"""What core does for connectors: starts and the position after them, in one transaction, at an expected seq."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future

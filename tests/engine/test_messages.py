@@ -193,12 +193,15 @@ def test_workflows_send_to_each_other_and_to_ids_not_started(app: App, log: Log)
         assert unborn.start(id="unborn").result(10) == "hello"
     sent = log.events("ping", "MessageSent")
     assert [event["message_id"] for event in sent] == [f"ping/{event['no']}" for event in sent]
-    assert log.one(
-        "select count(*) from refold.events s join refold.events r on r.type = 'MessageReceived'"
-        " and r.workflow_id = 'pong' and convert_from(r.body, 'UTF8')::json ->> 'message_id'"
-        " = convert_from(s.body, 'UTF8')::json ->> 'message_id'"
-        " where s.type = 'MessageSent' and s.workflow_id = 'ping'"
-    ) == 10
+    assert (
+        log.one(
+            "select count(*) from refold.events s join refold.events r on r.type = 'MessageReceived'"
+            " and r.workflow_id = 'pong' and convert_from(r.body, 'UTF8')::json ->> 'message_id'"
+            " = convert_from(s.body, 'UTF8')::json ->> 'message_id'"
+            " where s.type = 'MessageSent' and s.workflow_id = 'ping'"
+        )
+        == 10
+    )
 
 
 def test_sending_from_a_workflow_to_one_that_has_ended_does_no_harm(app: App, log: Log) -> None:

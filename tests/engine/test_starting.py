@@ -61,7 +61,9 @@ def test_an_id_used_for_another_input_raises_with_both_shown(app: App, log: Log,
         """again for workflow 'checkout' with input {"order":{"id":"o1","amount":6}}. """
         "Choose another ID, or get the first one with app.get(id)."
     )
-    with pytest.raises(refold.WorkflowIdReused, match="belongs to workflow 'checkout'; .* for workflow 'refund'"):
+    with pytest.raises(
+        refold.WorkflowIdReused, match="belongs to workflow 'checkout'; .* for workflow 'refund'"
+    ):
         refund.start(Order("o1", 5), id="o1")
     assert len(log.events("o1", "WorkflowStarted")) == 1
 
@@ -212,7 +214,9 @@ def test_a_blocking_call_on_a_running_loop_is_refused_and_names_the_async_one(ap
             (lambda: app.info("l"), "await app.ainfo(...)"),
             (lambda: app.delete("l"), "await app.adelete(...)"),
         ]:
-            with pytest.raises(refold.WrongCall, match="was called on a running event loop and would block it") as e:
+            with pytest.raises(
+                refold.WrongCall, match="was called on a running event loop and would block it"
+            ) as e:
                 call()
             assert str(e.value).endswith(f"Write {right} there.")
         handle = await app.aget("l")
@@ -292,8 +296,6 @@ def test_a_workflow_started_in_a_step_is_the_same_one_in_every_try(app: App, log
         assert app.get(first).result(10) == 7
         assert app.get(second).result(10) == 8
     assert log.one("select count(*) from refold.workflows where name = 'audit'") == 2
-
-
 
 
 def test_deleting_keeps_the_id_taken(app: App, log: Log) -> None:

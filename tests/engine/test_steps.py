@@ -128,7 +128,11 @@ def test_when_all_retries_failed_the_workflow_gets_the_last_error_as_its_own_typ
             unsure.start(id="unsure").result(10)
     assert log.status("sure") == "completed"
     assert log.status("unsure") == "failed"
-    assert [event.get("retry_at") is None for event in log.events("sure", "StepFailed")] == [False, False, True]
+    assert [event.get("retry_at") is None for event in log.events("sure", "StepFailed")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_retry_if_decides_which_errors_are_tried_again(app: App, log: Log) -> None:

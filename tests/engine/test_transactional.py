@@ -253,9 +253,7 @@ def test_many_transactional_and_plain_steps_of_one_workflow_race_for_their_seqs(
 
     @app.workflow
     async def coro() -> int:
-        return sum(
-            await asyncio.gather(*(one for n in range(20) for one in (acount(n), plain.acall(n))))
-        )
+        return sum(await asyncio.gather(*(one for n in range(20) for one in (acount(n), plain.acall(n)))))
 
     with app:
         assert (sync if colour == "def" else coro).start(id="w").result(30) == 2 * sum(range(20))
