@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, time, timezone
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from msgspec import inspect as shapes
@@ -38,14 +38,14 @@ def digest_of(canonical: bytes) -> str:
 class ValueCodec:
     """Encodes and decodes values of one hint; `where` names them in errors ("the result of step 'charge'")."""
 
-    __slots__ = ("_decoder", "_is_any", "_refuse_zones", "checks_all", "hint", "where")
+    __slots__ = ("_decoder", "_is_any", "_refuse_zones", "_same_by_bytes", "checks_all", "hint", "where")
 
     def __init__(self, hint: Any, where: str) -> None:
         """Compile `hint`. Raises DefinitionRefused when msgspec cannot decode it."""
         self.hint = hint
         self.where = where
         self._is_any = hint is Any or hint is object
-        self._decoder, self._refuse_zones = _compile(hint, where)
+        self._decoder, self._refuse_zones, self._same_by_bytes = _compile(hint, where)
         self.checks_all = self._is_any or self._refuse_zones  # equality is not enough
 
     def encode(self, value: Any) -> bytes:
@@ -88,10 +88,9 @@ class ValueCodec:
             raise self._refused(
                 value, f"{_show(value)} would come back as a {type(back).__name__}, not a {kind.__name__}"
             )
-        if cast(Any, kind).__eq__ is object.__eq__:  # the type says nothing about equality: the bytes must do
+        same = value == back
+        if not same and self._same_by_bytes:  # a type without equality: the bytes must do
             same = _canonical(value) == _canonical(back)
-        else:
-            same = value == back
         if not same:
             raise self._refused(
                 value, f"{_show(value)} would come back as {_show(back)}, which is not equal to it"
@@ -272,8 +271,8 @@ def _default_of(parameter: inspect.Parameter, codec: ValueCodec) -> tuple[Any, .
     return (msgspec.field(default_factory=lambda: codec.decode(raw)),)
 
 
-def _compile(hint: Any, where: str) -> tuple[Callable[[Any], Any], bool]:
-    """Return the decoder of `hint`, and whether values of it can hold times."""
+def _compile(hint: Any, where: str) -> tuple[Callable[[Any], Any], bool, bool]:
+    """Return the decoder of `hint`, whether its values can hold times, and whether any have no equality."""
     try:
         shape = shapes.type_info(hint)
         decoder = msgspec.json.Decoder(hint)
@@ -281,12 +280,20 @@ def _compile(hint: Any, where: str) -> tuple[Callable[[Any], Any], bool]:
         raise DefinitionRefused(
             where, f"msgspec cannot decode {_name(hint)} ({_first_line(exc)})", _SHAPES_FIX
         ) from exc
-    has_times = False
+    has_times = no_equality = False
     for part in _iter_shapes(shape, set()):
         if isinstance(part, shapes.CustomType):
             raise DefinitionRefused(where, f"msgspec cannot decode {_name(part.cls)}", _SHAPES_FIX)
         has_times = has_times or isinstance(part, shapes.DateTimeType | shapes.TimeType)
-    return decoder.decode, has_times
+        if isinstance(part, shapes.StructType | shapes.DataclassType):
+            cls: Any = typing.get_origin(part.cls) or part.cls  # a generic one comes as `Message[Order]`
+            has_equality = (
+                cls.__struct_config__.eq
+                if hasattr(cls, "__struct_config__")
+                else cls.__eq__ is not object.__eq__
+            )
+            no_equality = no_equality or not has_equality
+    return decoder.decode, has_times, no_equality
 
 
 def _iter_shapes(shape: Any, seen: set[int]) -> Iterator[Any]:

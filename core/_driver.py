@@ -375,6 +375,7 @@ class Instance:
         self._body = None
         self.finished = True
         left_open = body.has_branches()
+        body.tell_unheard()
         for no in self._asked:
             self.cancel(no)
         self._close(body)

@@ -178,6 +178,9 @@ class GreenletBody:
     def has_branches(self) -> bool:
         return any(not branch.dead for branch in self._branches)
 
+    def tell_unheard(self) -> None:
+        """Nothing: every branch was given to a gather, which has heard it or has raised before."""
+
     def close(self) -> None:
         """Throw Evicted into every greenlet that still lives, in its own context."""
         hub = getcurrent()

@@ -207,6 +207,14 @@ class LoopBody(asyncio.AbstractEventLoop):
     def has_branches(self) -> bool:
         return any(not task.done() for task in self._tasks[1:])
 
+    def tell_unheard(self) -> None:
+        """Log the errors of tasks that nobody awaited, as asyncio does when it drops such a task."""
+        for task in self._tasks:
+            if task.done() and task._log_traceback:
+                self.call_exception_handler(
+                    {"message": "Task exception was never retrieved", "exception": task.exception()}
+                )
+
     def close(self) -> None:
         """Close every coroutine and async generator that still lives, in its own context."""
         if self._closed:
