@@ -214,7 +214,9 @@ def kill_run(
     began = time.monotonic()
     restart_at = [began + seconds * (i + 1) / (restarts + 1) for i in range(restarts)]
     with running_fleet(APP, workers, env, folder) as fleet:
-        wait_until(lambda: "worker of" in fleet.log(0), 30, "a worker has started")
+        wait_until(lambda: "worker of" in fleet.log(0) or bool(fleet.ended()), 30, "a worker has started")
+        if fleet.ended():
+            raise RuntimeError(f"workers ended at once: {fleet.ended()}\n{fleet.log(fleet.ended()[0][0])}")
         producer = SteadyProducer(bootstrap, TOPIC, records, seconds, manifest, seed)
         try:
             while time.monotonic() < began + seconds:
