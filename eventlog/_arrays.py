@@ -24,22 +24,25 @@ _NULL: Final = _LENGTH(-1)
 
 
 class Texts(list[str | None]):
-    """A text[] parameter."""
+    """A text[] parameter; an empty one is null."""
 
 
 class Blobs(list[bytes | None]):
-    """A bytea[] parameter."""
+    """A bytea[] parameter; an empty one is null."""
 
 
 class Ints(list[int | None]):
-    """An int4[] parameter."""
+    """An int4[] parameter; an empty one is null."""
 
 
 class Times(list[int | None]):
-    """A timestamptz[] parameter, of microseconds since 1970 UTC."""
+    """A timestamptz[] parameter, of microseconds since 1970 UTC; an empty one is null."""
 
 
-def _array(element: int, count: int, items: Iterable[bytes]) -> bytes:
+def _array(element: int, count: int, items: Iterable[bytes]) -> bytes | None:
+    # None: a typed NULL. An untyped one would make another statement, to be prepared once more, of each combination.
+    if count == 0:
+        return None
     return b"".join((_HEADER(1, 1, element, count, 1), *items))
 
 
@@ -51,7 +54,7 @@ class _ArrayDumper(Dumper):
 class _TextsDumper(_ArrayDumper):
     oid, element = 1009, 25
 
-    def dump(self, obj: Texts) -> Buffer:
+    def dump(self, obj: Texts) -> Buffer | None:
         parts: list[bytes] = []
         for item in obj:
             if item is None:
@@ -65,7 +68,7 @@ class _TextsDumper(_ArrayDumper):
 class _BlobsDumper(_ArrayDumper):
     oid, element = 1001, 17
 
-    def dump(self, obj: Blobs) -> Buffer:
+    def dump(self, obj: Blobs) -> Buffer | None:
         parts: list[bytes] = []
         for item in obj:
             parts += (_NULL,) if item is None else (_LENGTH(len(item)), item)
@@ -75,14 +78,14 @@ class _BlobsDumper(_ArrayDumper):
 class _IntsDumper(_ArrayDumper):
     oid, element = 1007, 23
 
-    def dump(self, obj: Ints) -> Buffer:
+    def dump(self, obj: Ints) -> Buffer | None:
         return _array(23, len(obj), (_NULL if item is None else _INT4(4, item) for item in obj))
 
 
 class _TimesDumper(_ArrayDumper):
     oid, element = 1185, 1184
 
-    def dump(self, obj: Times) -> Buffer:
+    def dump(self, obj: Times) -> Buffer | None:
         return _array(1184, len(obj), (_NULL if item is None else _INT8(8, item - _2000) for item in obj))
 
 

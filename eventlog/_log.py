@@ -153,79 +153,52 @@ def _columns(appends: Sequence[Append]) -> list[Any]:
     """Turn appends into the arrays of refold.flush, sorted so that two flushes never wait for each other in a ring."""
     ordered = sorted(appends, key=_stream_of)
     starts = sorted((start for append in ordered for start in append.starts), key=_id_of)
-    columns: list[Any] = []
-    if starts:
-        columns += [
-            Texts([s.workflow_id for s in starts]),
-            Texts([s.name for s in starts]),
-            Texts([s.status for s in starts]),
-            Texts([s.owner for s in starts]),
-            Texts([s.source for s in starts]),
-            Texts([s.parent for s in starts]),
-            Ints([s.parent_no for s in starts]),
-            Texts([s.digest for s in starts]),
-            Times([s.at for s in starts]),
-            Blobs([s.body for s in starts]),
-            Blobs([s.failed for s in starts]),
-        ]
-    else:
-        columns += [None] * 11
     heads = [(append.stream, append.head) for append in ordered if append.head is not None]
-    if heads:
-        columns += [
-            Texts([stream for stream, _ in heads]),
-            Texts([head.status for _, head in heads]),
-            Texts([head.owner for _, head in heads]),
-            Times([head.due_at for _, head in heads]),
-            Times([head.finished_at for _, head in heads]),
-            Texts([head.fingerprint for _, head in heads]),
-        ]
-    else:
-        columns += [None] * 6
     events = [(append.stream, event) for append in ordered for event in append.events]
-    if events:
-        columns += [
-            Texts([stream for stream, _ in events]),
-            Ints([event.seq for _, event in events]),
-            Texts([event.type for _, event in events]),
-            Times([event.at for _, event in events]),
-            Blobs([event.body for _, event in events]),
-        ]
-    else:
-        columns += [None] * 5
     moves = [append.position for append in ordered if append.position is not None]
-    if moves:
-        columns += [
-            Texts([m.source for m in moves]),
-            Texts([m.stream for m in moves]),
-            Ints([m.next_seq for m in moves]),
-            Blobs([m.position for m in moves]),
-            Texts([m.label for m in moves]),
-            Times([m.at for m in moves]),
-        ]
-    else:
-        columns += [None] * 6
     folded = [(append.stream, message_id) for append in ordered for message_id in append.folded]
-    if folded:
-        columns += [Texts([stream for stream, _ in folded]), Texts([message_id for _, message_id in folded])]
-    else:
-        columns += [None] * 2
     # Not sorted: the order of sending is the order of the inbox.
     messages = [message for append in appends for message in append.messages]
-    if messages:
-        columns += [
-            Texts([m.to for m in messages]),
-            Texts([m.message_id for m in messages]),
-            Texts([m.type for m in messages]),
-            Blobs([m.body for m in messages]),
-        ]
-    else:
-        columns += [None] * 4
     work_for_others = any(s.owner is None and s.failed is None for s in starts) or any(
-        head.status == "pending" or head.status == "stuck" for _, head in heads
+        head.status in ("pending", "stuck") for _, head in heads
     )
-    columns.append(work_for_others)
-    return columns
+    return [
+        Texts([s.workflow_id for s in starts]),
+        Texts([s.name for s in starts]),
+        Texts([s.status for s in starts]),
+        Texts([s.owner for s in starts]),
+        Texts([s.source for s in starts]),
+        Texts([s.parent for s in starts]),
+        Ints([s.parent_no for s in starts]),
+        Texts([s.digest for s in starts]),
+        Times([s.at for s in starts]),
+        Blobs([s.body for s in starts]),
+        Blobs([s.failed for s in starts]),
+        Texts([stream for stream, _ in heads]),
+        Texts([head.status for _, head in heads]),
+        Texts([head.owner for _, head in heads]),
+        Times([head.due_at for _, head in heads]),
+        Times([head.finished_at for _, head in heads]),
+        Texts([head.fingerprint for _, head in heads]),
+        Texts([stream for stream, _ in events]),
+        Ints([event.seq for _, event in events]),
+        Texts([event.type for _, event in events]),
+        Times([event.at for _, event in events]),
+        Blobs([event.body for _, event in events]),
+        Texts([m.source for m in moves]),
+        Texts([m.stream for m in moves]),
+        Ints([m.next_seq for m in moves]),
+        Blobs([m.position for m in moves]),
+        Texts([m.label for m in moves]),
+        Times([m.at for m in moves]),
+        Texts([stream for stream, _ in folded]),
+        Texts([message_id for _, message_id in folded]),
+        Texts([m.to for m in messages]),
+        Texts([m.message_id for m in messages]),
+        Texts([m.type for m in messages]),
+        Blobs([m.body for m in messages]),
+        work_for_others,
+    ]
 
 
 def _stream_of(append: Append) -> str:
