@@ -36,7 +36,6 @@ from refold.core._errors import (
     DecodeFailed,
     Evicted,
     HistoryMismatch,
-    RefoldError,
     TimedOut,
     WrongCall,
     show_span,
@@ -45,6 +44,7 @@ from refold.core._failures import ErrorClassNotFound, rebuild_error_exactly, rec
 from refold.core._greenlets import GreenletBody
 from refold.core._home import Home, find_instance
 from refold.core._loop import LoopBody
+from refold.eventlog import RefoldError
 from refold.eventlog._events import (
     ChildCompleted,
     ChildFailed,
