@@ -30,7 +30,7 @@ def charge(order: Order) -> str:
     return f"receipt {order.id}, paid once as {key}"  # bank.charge(order.cents, idempotency_key=key)
 
 
-@refold.step(transaction=True)
+@refold.step(transaction=True, retries=5)  # of several first orders at once, only one can make the table
 def book(conn: psycopg.Connection, order: Order) -> None:
     conn.execute("create table if not exists bookings (order_id text, customer text, cents int)")
     conn.execute("insert into bookings values (%s, %s, %s)", (order.id, order.customer, order.cents))

@@ -26,7 +26,7 @@ class AccountClosed(Exception):
     pass
 
 
-@refold.step(transaction=True)
+@refold.step(transaction=True, retries=5)
 def move(conn: psycopg.Connection, order: str, cents: int, why: str) -> None:
     conn.execute("create table if not exists movements (order_id text, cents int, why text)")
     conn.execute("insert into movements values (%s, %s, %s)", (order, cents, why))

@@ -1,0 +1,179 @@
+"""Each example is killed half way with SIGKILL, and ends as if it had not been."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fixtures.stage import EXAMPLES, Stage
+from fixtures.workers import wait_for
+from refold.connectors import kafka
+from refold.connectors._devbroker import DevBroker
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
+    programs = sorted(path for path in EXAMPLES.glob("*/*.py") if path.parent.name != "demo")
+    tested = Path(__file__).read_text()
+    assert [path.parent.name for path in programs] == [
+        "orders_from_kafka",
+        "outage",
+        "refund_with_approval",
+        "reminder",
+    ]
+    for path in programs:
+        assert len(path.read_text().splitlines()) < 60, path
+        assert f'"{path.relative_to(EXAMPLES)}"' in tested
+
+
+@pytest.mark.parametrize("stage", ["reminder/reminder.py"], indirect=True)
+def test_a_reminder_survives_a_kill_in_the_middle_of_its_days_of_sleep(stage: Stage) -> None:
+    worker = stage.worker()
+    stage.start("remind", "ada", "water the plants", "--id", "plants")
+    stage.log.wait_status("plants", "waiting")
+    worker.kill()
+    stage.move_clock(timedelta(days=1))
+
+    worker = stage.worker()
+    wait_for(lambda: len(stage.log.events("plants", "StepCompleted")) == 1, "the first reminder is sent")
+    worker.kill()
+    stage.move_clock(timedelta(days=3))
+
+    stage.worker()
+    wait_for(lambda: len(stage.log.events("plants", "StepCompleted")) == 2, "the second reminder is sent")
+    stage.app.send("plants", True, topic="done")
+    assert stage.result("plants") == "done after 2 reminders"
+    assert [event["result"] for event in stage.log.events("plants", "StepCompleted")] == [
+        "to ada: please water the plants"
+    ] * 2
+
+
+@pytest.mark.parametrize("stage", ["refund_with_approval/refund.py"], indirect=True)
+@pytest.mark.parametrize(
+    ("answer", "cents", "result", "moved"),
+    [
+        (True, 9900, "paid 99.00 for o-1", ["set aside"]),
+        (False, 9900, "refused", ["set aside", "undone"]),
+        (None, 9900, "nobody approved it", ["set aside", "undone"]),
+        (True, 2_000_000, "account of o-1 is closed", ["set aside", "undone"]),
+    ],
+    ids=["approved", "refused", "nobody", "closed"],
+)
+def test_a_refund_is_decided_once_and_undone_at_most_once(
+    stage: Stage, answer: bool | None, cents: int, result: str, moved: list[str]
+) -> None:
+    worker = stage.worker()
+    stage.start("refund", json.dumps({"order": "o-1", "cents": cents}), "--id", "refund-o-1")
+    stage.log.wait_status("refund-o-1", "waiting")
+    worker.kill()
+    if answer is None:
+        stage.move_clock(timedelta(days=3))
+    else:
+        stage.app.send("refund-o-1", answer, topic="approval")
+    stage.worker()
+    assert stage.result("refund-o-1") == result
+    assert [row[0] for row in stage.log.rows("select why from movements order by why")] == moved
+
+
+class Service(http.server.ThreadingHTTPServer):
+    """A letter service that is down until somebody repairs it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.is_up = threading.Event()
+        self.keys: list[str | None] = []
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.keys.append(self.headers["Idempotency-Key"])
+        self.send_response(200 if self.server.is_up.is_set() else 503)
+        self.end_headers()
+        if self.server.is_up.is_set():
+            self.wfile.write(b"letter 7")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """The letter service, down."""
+    with Service() as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("stage", ["outage/outage.py"], indirect=True)
+def test_an_outage_of_an_hour_keeps_its_schedule_of_retries_through_a_kill(
+    stage: Stage, service: Service
+) -> None:
+    environment = {"LETTERS_URL": f"http://127.0.0.1:{service.server_port}/letters"}
+    worker = stage.worker(**environment)
+    stage.start("write_letter", "dear Ada", "--id", "letter-1", **environment)
+    wait_for(lambda: len(stage.log.events("letter-1", "StepFailed")) >= 2, "two tries have failed")
+    worker.kill()
+
+    stage.worker(**environment)
+    for _ in range(8):
+        # No test waits an hour: whenever a try has failed, the clock goes to the time of the next one.
+        failures = stage.log.events("letter-1", "StepFailed")
+        now = stage.log.one("select (extract(epoch from refold.log_now()) * 1e6)::bigint")
+        stage.move_clock(max(timedelta(microseconds=failures[-1]["retry_at"] - now), timedelta(0)))
+        wait_for(
+            lambda seq=failures[-1]["seq"]: stage.log.events("letter-1")[-1]["seq"] > seq, "the next try"
+        )
+    service.is_up.set()
+    stage.move_clock(timedelta(minutes=10))
+
+    assert stage.result("letter-1") == "posted as letter 7"
+    failed = stage.log.events("letter-1", "StepFailed")
+    # The first try's number is its default, and left out.
+    assert [event.get("attempt", 1) for event in failed] == list(range(1, len(failed) + 1))
+    pauses = [_pause(event["at"], event["retry_at"]) for event in failed]
+    assert pauses[-1] > pauses[0]
+    assert max(pauses) <= timedelta(minutes=5)
+    assert set(service.keys) == {"letter-1/0"}
+
+
+def _pause(at: datetime, retry_at: int) -> timedelta:
+    return datetime.fromtimestamp(retry_at / 1e6, at.tzinfo) - at
+
+
+@pytest.mark.parametrize("stage", ["orders_from_kafka/orders.py"], indirect=True)
+def test_every_order_is_booked_once_though_the_worker_is_killed_among_them(stage: Stage) -> None:
+    with DevBroker() as broker:
+        environment = {"REFOLD_KAFKA_BOOTSTRAP": broker.bootstrap}
+        orders = [json.dumps({"id": f"o-{n}", "customer": "ada", "cents": n}) for n in range(40)]
+        kafka.produce(broker.bootstrap, "orders", orders)
+        worker = stage.worker(**environment)
+        wait_for(lambda: _booked(stage) >= 3, "some orders are booked")
+        worker.kill()
+        assert stage.log.one("select count(*) from refold.workflows where status = 'completed'") < 40
+
+        stage.worker(**environment)
+        wait_for(
+            lambda: stage.log.one("select count(*) from refold.workflows where status = 'completed'") == 40,
+            "all orders are completed",
+            timeout=60,
+        )
+        rows = stage.log.rows("select order_id from bookings order by cents")
+        assert [row[0] for row in rows] == [f"o-{n}" for n in range(40)]
+        assert stage.log.one("select count(*) from refold.workflows") == 40
+
+
+def _booked(stage: Stage) -> int:
+    if stage.log.one("select to_regclass('bookings')") is None:
+        return 0
+    return int(stage.log.one("select count(*) from bookings"))
