@@ -8,6 +8,7 @@ and `ship.call(order)`. The wrong form raises at once and names the right one.
 import asyncio
 import hashlib
 import inspect
+import sys
 import types
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from typing import (
     Protocol,
     TypeVar,
     cast,
+    get_args,
     overload,
 )
 
@@ -748,21 +750,17 @@ def _fingerprint_of(fn: Callable[..., Any]) -> str:
         if id(thing) in seen:
             continue
         seen.add(id(thing))
+        notes = _annotations_of(thing)
+        digest.update(repr(sorted((name, str(hint)) for name, hint in notes.items())).encode())
         if isinstance(thing, types.FunctionType):
             _feed_code(digest, thing.__code__)
-            digest.update(
-                repr(sorted((k, str(v)) for k, v in getattr(thing, "__annotations__", {}).items())).encode()
-            )
-            todo.extend(_used_by(thing))
-        elif isinstance(thing, type):
+            used = _used_by(thing)
+        else:
             members = vars(thing)
-            digest.update(
-                f"{thing.__qualname__}{sorted(k for k in members if not k.startswith('__'))}".encode()
-            )
-            digest.update(
-                repr(sorted((k, str(v)) for k, v in members.get("__annotations__", {}).items())).encode()
-            )
-            todo.extend(m for m in members.values() if isinstance(m, types.FunctionType))
+            digest.update(f"{thing.__qualname__}{sorted(k for k in members if k[:2] != '__')}".encode())
+            used = [member for member in members.values() if isinstance(member, types.FunctionType)]
+        used.extend(part for hint in notes.values() for part in (hint, *get_args(hint)))
+        todo.extend(t for t in used if isinstance(t, _OWN_KINDS) and _is_the_programs_own(t.__module__))
     return digest.hexdigest()[:32]
 
 
@@ -775,12 +773,22 @@ def _used_by(fn: types.FunctionType) -> list[Any]:
             found.extend(vars(thing).get(name) for name in names)
         else:
             found.append(thing)
-    root = fn.__module__.partition(".")[0]
-    return [
-        t
-        for t in found
-        if isinstance(t, _OWN_KINDS) and getattr(t, "__module__", "").partition(".")[0] in (root, "__main__")
-    ]
+    return found
+
+
+def _annotations_of(thing: Any) -> dict[str, Any]:
+    try:
+        return inspect.get_annotations(thing)
+    except Exception:  # Python 3.14 evaluates them only now, and they may name what is not there
+        return {}
+
+
+def _is_the_programs_own(module: str) -> bool:
+    root = module.partition(".")[0]
+    if root == "refold" or (root in sys.stdlib_module_names and root != "__main__"):
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" not in file and "dist-packages" not in file
 
 
 def _find_content(cell: types.CellType) -> Any:
