@@ -14,7 +14,8 @@ from refold.connectors.kafka._config import admin_config, check_config, resolve_
 from refold.connectors.kafka._identity import check_consumer_name, source_prefix
 from refold.connectors.kafka._message import message_parameter
 from refold.connectors.kafka._position import decode_position
-from refold.connectors.kafka._reader import Reader, Settings
+from refold.connectors.kafka._reader import Reader
+from refold.connectors.kafka._settings import Settings
 from refold.core import App, DefinitionRefused, Lane, SourcePosition, Workflow
 
 log: Final = logging.getLogger("refold.kafka")
@@ -106,6 +107,24 @@ class KafkaConsumer:
         self._app: App | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._reader: Reader | None = None
+        self.tries = 0  # clients made, or tried to
+
+    def is_reading(self) -> bool:
+        """Say whether it reads partitions now: it has been given some, and knows its positions in all of them."""
+        reader = self._reader
+        return reader is not None and reader.is_reading()
+
+    def is_paused(self) -> bool:
+        """Say whether its partitions are paused: too much is runnable, or Postgres does not keep up."""
+        reader = self._reader
+        return reader is not None and reader.is_paused
+
+    @property
+    def counts(self) -> int:
+        """How often its runnable workflows have been counted by the present client."""
+        reader = self._reader
+        return 0 if reader is None else reader.counts
 
     def start(self, app: App) -> None:
         """Begin to read, on a thread of its own. Raises DefinitionRefused when no broker address is given."""
@@ -153,6 +172,7 @@ class KafkaConsumer:
     def _run(self, lane: Lane, lookup: Lookup, stopping: threading.Event) -> None:
         said = SaidOnce()
         while not stopping.is_set():
+            self.tries += 1
             try:
                 cluster = lookup.metadata(timeout=_LOOK_TIMEOUT).cluster
             except KafkaException as exc:
@@ -166,7 +186,6 @@ class KafkaConsumer:
             if said.over("unreachable"):
                 log.warning("consumer %r: Kafka at %s is there again", self.name, self._bootstrap)
             self._read(lane, lookup, said, cluster, stopping)
-        lane.close()
 
     def _read(
         self, lane: Lane, lookup: Lookup, said: SaidOnce, cluster: str, stopping: threading.Event
@@ -175,12 +194,14 @@ class KafkaConsumer:
         reader: Reader | None = None
         try:
             reader = Reader(self.settings, self._bootstrap, lane, lookup, said, cluster)
+            self._reader = reader
             reader.run(stopping)
         except Exception as exc:
             if said.may_say(f"restart {type(exc).__name__}"):
                 log.warning("consumer %r begins again with a new client: %s", self.name, exc, exc_info=exc)
             stopping.wait(_RETRY)
         finally:
+            self._reader = None
             if reader is not None:
                 reader.close(_LAST_HAND_OVER)
 

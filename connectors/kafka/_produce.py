@@ -1,5 +1,6 @@
 """Producing a few records by hand, for the command line and for tests. A program has a producer of its own."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -7,9 +8,11 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from refold.connectors.kafka._broker import Lookup, is_missing_topic
+from refold.connectors.kafka._identity import workflow_id
 from refold.core import RefoldError
 
 _TIMEOUT: Final = 10.0
+_CREATION: Final = 1.0
 
 
 class BrokerUnreachable(RefoldError):
@@ -57,6 +60,18 @@ class Produced(msgspec.Struct, frozen=True):
     cluster: str
     topic_id: str | None
 
+    def workflow_id(self, consumer: str) -> str:
+        """Return the ID of the workflow that the consumer of this name starts for the record."""
+        return workflow_id(
+            consumer=consumer,
+            cluster=self.cluster,
+            topic=self.topic,
+            topic_id=self.topic_id,
+            partition=self.partition,
+            offset=self.offset,
+            timestamp=self.timestamp,
+        )
+
 
 def produce(
     bootstrap: str,
@@ -83,10 +98,7 @@ def produce(
             **(config or {}),
         }
     )
-    try:
-        producer.list_topics(timeout=_TIMEOUT / 2)
-    except KafkaException as exc:
-        raise BrokerUnreachable(bootstrap, exc.args[0].str()) from exc
+    _check_topic(producer, bootstrap, topic)
     done: list[Message] = []
     failed: list[KafkaError] = []
 
@@ -108,8 +120,6 @@ def produce(
             break
     producer.flush(_TIMEOUT + 5)
     if failed:
-        if is_missing_topic(failed[0]):
-            raise TopicMissing(topic, bootstrap)
         raise ProduceRefused(topic, failed[0].str())
     lookup = Lookup({"bootstrap.servers": bootstrap, **(config or {})}, patience=2.0)
     cluster = lookup.metadata([topic]).cluster
@@ -125,3 +135,20 @@ def produce(
         )
         for message in done
     ]
+
+
+def _check_topic(producer: Producer, bootstrap: str, topic: str) -> None:
+    """Return once the topic is there; a broker that makes topics by itself does it now."""
+    deadline = time.monotonic() + _CREATION
+    while True:
+        try:
+            found = producer.list_topics(topic, timeout=_TIMEOUT / 2).topics[topic]
+        except KafkaException as exc:
+            raise BrokerUnreachable(bootstrap, exc.args[0].str()) from exc
+        if found.error is None:
+            return
+        if not is_missing_topic(found.error) and not found.error.retriable():
+            raise ProduceRefused(topic, found.error.str())
+        if time.monotonic() > deadline:
+            raise TopicMissing(topic, bootstrap)
+        producer.poll(0.1)

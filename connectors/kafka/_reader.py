@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -27,26 +26,24 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as ClientMessage
 
 from refold.connectors.kafka._aside import Aside
-from refold.connectors.kafka._broker import Lookup, QuietLog, SaidOnce, Start, is_missing_topic
+from refold.connectors.kafka._broker import Lookup, QuietLog, SaidOnce, is_missing_topic
 from refold.connectors.kafka._config import consumer_config, is_incremental
-from refold.connectors.kafka._identity import source_name, workflow_id
-from refold.connectors.kafka._message import MessageCodec, Record
+from refold.connectors.kafka._identity import workflow_id
+from refold.connectors.kafka._message import Record
+from refold.connectors.kafka._places import Key, Places
 from refold.connectors.kafka._position import (
     Placement,
     Position,
     advance,
-    decode_position,
     encode_position,
     is_last_record,
-    place,
-    place_out_of_range,
     recreated_unseen,
 )
-from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Workflow, record_error
+from refold.connectors.kafka._settings import Settings
+from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, record_error
 from refold.core import Start as WorkflowStart
 
 log: Final = logging.getLogger("refold.kafka")
-Key = tuple[str, int]
 
 # While nothing comes, one poll in this time; it is also how long a stop may take to be seen.
 _IDLE_POLL: Final = 0.1
@@ -59,29 +56,6 @@ _RETRY: Final = 1.0
 _UNREACHABLE: Final = frozenset(
     {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._AUTHENTICATION, KafkaError._SSL}
 )
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a consumer was declared with. Times in seconds."""
-
-    workflow: Workflow[..., Any]
-    codec: MessageCodec
-    topics: tuple[str, ...]
-    name: str
-    group: str
-    config: Mapping[str, Any]
-    start: Start
-    batch_size: int
-    max_in_flight: int
-    # How often an idle topic is asked whether it is still the same one, and runnable workflows are counted.
-    check_every: float = 30.0
-    count_every: float = 1.0
-    # How long brokers that answer everything else are waited for before they count as ones without topic IDs.
-    describe_patience: float = 5.0
-
-
-class ClusterChanged(Exception):
-    """At the brokers' address there is another cluster now."""
 
 
 class _Partition:
@@ -140,6 +114,7 @@ class Reader:
         self._broken: Exception | None = None
         self._partitions: dict[Key, _Partition] = {}
         self._aside = Aside(f"refold-kafka-{settings.name}")
+        self._places = Places(settings, cluster, lane, lookup, self._aside)
         self._placing: tuple[list[_Partition], Future[dict[Key, tuple[SourcePosition, Placement]]]] | None = (
             None
         )
@@ -148,10 +123,11 @@ class Reader:
         self._hand_after = 0.0
         self._checking: Future[set[Key]] | None = None
         self._check_at = time.monotonic() + settings.check_every
+        self.counts = 0
         self._counting: Future[int] | None = None
         self._count_at = 0.0
         self._room = settings.max_in_flight
-        self._paused = False
+        self.is_paused = False
         self._strict = False
         config = consumer_config(bootstrap, settings.group, settings.config, cluster)
         for callback in ("stats_cb", "throttle_cb"):
@@ -176,6 +152,11 @@ class Reader:
             self._poll()
             self._begin_hand_over()
 
+    def is_reading(self) -> bool:
+        """Say whether it has partitions, and reads them all; may be asked from any thread."""
+        parts = list(self._partitions.values())
+        return bool(parts) and all(part.reading for part in parts)
+
     def close(self, timeout: float) -> None:
         """Wait for the hand-over under way, up to `timeout` seconds, tell Kafka, and leave the group."""
         if self._handing is not None and self._handing.done is not None:
@@ -193,12 +174,12 @@ class Reader:
     def _poll(self) -> None:
         batch_size = self._settings.batch_size
         pending = self._under_way()
-        if self._is_full() and not self._paused:
+        if self._is_full() and not self.is_paused:
             if pending is not None and concurrent.futures.wait([pending], _WAIT_BEFORE_PAUSE).done:
                 return  # its end makes room
             self._pause(True)
         timeout = _IDLE_POLL
-        if pending is not None and self._paused:
+        if pending is not None and self.is_paused:
             concurrent.futures.wait([pending], _IDLE_POLL)
             timeout = 0.0
         elif pending is not None:
@@ -215,6 +196,8 @@ class Reader:
             raise self._broken
         for message in messages:
             self._take(message)
+        if messages and messages[-1].error() is None:
+            self._reachable()
 
     def _under_way(self) -> "Future[Any] | None":
         if self._handing is None:
@@ -363,7 +346,7 @@ class Reader:
         if self._placing is not None:
             return  # asked again when that one is back
         keys = {part.key: (part.label, part.out_of_range) for part in parts}
-        self._placing = (parts, self._aside.submit(self._find_places, keys, placement))
+        self._placing = (parts, self._aside.submit(self._places.find, keys, placement))
 
     def _read(self, parts: list[_Partition]) -> None:
         if self._incremental:
@@ -376,96 +359,8 @@ class Reader:
             self._client.assign(
                 [_at(part.key, part.next_fetch) for part in self._partitions.values() if part.reading]
             )
-        if self._paused:  # a partition that is new to the client is not paused
-            self._pause(True)
-
-    def _find_places(
-        self, keys: Mapping[Key, tuple[str, bool]], known: Placement | None
-    ) -> dict[Key, tuple[SourcePosition, Placement]]:
-        """Find where to read on in partitions, and write down what is new about it. Runs beside the polling thread."""
-        topics = sorted({topic for topic, _ in keys})
-        metadata = self._lookup.metadata(topics)
-        if metadata.cluster != self._cluster:
-            raise ClusterChanged(f"at {self._bootstrap} there is another cluster now: {metadata.cluster}")
-        found: dict[Key, tuple[SourcePosition, Placement]] = {}
-        for topic in topics:
-            if topic in metadata.partitions:
-                wanted = {key: said for key, said in keys.items() if key[0] == topic}
-                found.update(self._find_places_in(topic, metadata.partitions[topic], wanted, known))
-        return found
-
-    def _find_places_in(
-        self, topic: str, count: int, keys: Mapping[Key, tuple[str, bool]], known: Placement | None
-    ) -> dict[Key, tuple[SourcePosition, Placement]]:
-        every = sorted({(topic, number) for number in range(count)} | set(keys))
-        sources = {key: self._source(key) for key in every}
-        while True:
-            read = self._aside.wait(self._lane.read_positions(list(sources.values())))
-            at = {key: decode_position(read[source].position) for key, source in sources.items()}
-            have = [position for position in at.values() if position is not None]
-            must = any(position.topic_id is not None for position in have)
-            ids = self._lookup.topic_ids([topic], must=must)
-            if topic not in ids:
-                return {}
-            placements: dict[Key, Placement] = {}
-            if not have:
-                # The first time for this topic: every partition gets its place at once, also those that others read,
-                # so that a partition without one is known to be a new one ever after, and is read from its start.
-                first = self._lookup.first_offsets(every, self._settings.start)
-                for key in every:
-                    label = keys[key][0] if key in keys else f"{topic}[{key[1]}]"
-                    placements[key] = place(label, None, ids[topic], first[key])
-                log.info(
-                    "consumer %r is new to topic %s (%s partitions): it starts at %s",
-                    self._settings.name, topic, count, _start_policy(self._settings.start),
-                )  # fmt: skip
-            else:
-                for key, (label, out_of_range) in keys.items():
-                    position = at[key]
-                    if known is not None:
-                        placements[key] = known
-                    elif out_of_range and position is not None:
-                        low, high = self._lookup.ends(*key)
-                        placements[key] = place_out_of_range(label, position, ids[topic], low, high)
-                    else:
-                        placements[key] = place(label, position, ids[topic], 0)
-            try:
-                written = self._write(placements, read, sources)
-            except PositionMoved:
-                continue  # another consumer was there first: what it wrote counts
-            return {key: (written[sources[key]], placements[key]) for key in keys}
-
-    def _write(
-        self,
-        placements: Mapping[Key, Placement],
-        read: Mapping[str, SourcePosition],
-        sources: Mapping[Key, str],
-    ) -> dict[str, SourcePosition]:
-        """Write down the placements that are news; returns the positions that count then."""
-        moves = []
-        for key, placement in placements.items():
-            if placement.write:
-                moves.append(
-                    Move(
-                        expected=read[sources[key]],
-                        position=encode_position(placement.position),
-                        label=self._settings.name,
-                        gap=placement.gap,
-                    )
-                )
-        if not moves:
-            return dict(read)
-        handed = self._aside.wait(self._lane.hand_over(moves))
-        for placement in placements.values():
-            if placement.gap is not None:
-                log.warning("%s", placement.gap.detail)
-        return {**read, **handed.positions}
-
-    def _source(self, key: Key) -> str:
-        topic, partition = key
-        return source_name(
-            consumer=self._settings.name, cluster=self._cluster, topic=topic, partition=partition
-        )
+        # The client keeps the state of a partition that it had before, and a new one is not paused: said again for all.
+        self._pause(self.is_paused)
 
     # Handing over
 
@@ -638,6 +533,7 @@ class Reader:
             if not self._counting.done():
                 return
             counted, self._counting = self._counting, None
+            self.counts += 1
             try:
                 self._room = self._settings.max_in_flight - counted.result()
             except Exception as exc:
@@ -693,13 +589,13 @@ class Reader:
 
     def _regulate(self) -> None:
         """Pause the partitions while too much waits or too many workflows are runnable; resume them after it."""
-        if self._room <= 0 and not self._paused:
+        if self._room <= 0 and not self.is_paused:
             self._pause(True)
-        elif self._paused and self._room > 0 and not self._is_half_full():
+        elif self.is_paused and self._room > 0 and not self._is_half_full():
             self._pause(False)
 
     def _pause(self, paused: bool) -> None:
-        self._paused = paused
+        self.is_paused = paused
         at = [_at(part.key) for part in self._partitions.values() if part.reading]
         try:
             if at:
@@ -731,9 +627,3 @@ def _at(key: Key, offset: int | None = None) -> TopicPartition:
 def _headers(message: ClientMessage) -> Sequence[tuple[str, bytes | None]]:
     given: Any = message.headers()  # a list of pairs when it comes from the broker
     return list(given) if given else ()
-
-
-def _start_policy(start: Start) -> str:
-    if isinstance(start, datetime):
-        return f"the first record at or after {start.isoformat()}"
-    return "the earliest record" if start == "earliest" else "what is produced from now on"
