@@ -32,7 +32,7 @@ VARIABLES = {
 DEVELOPMENT_VARIABLES = {
     "REFOLD_REQUIRE_ALL": "Set by CI: a broker, a Postgres version or PgBouncer that is missing is a failure, "
     "not a skipped test.",
-    "REFOLD_TEST_KAFKA": "`host:port` of a broker to run the Kafka tests against, instead of those that the tests start.",
+    "REFOLD_TEST_KAFKA": "`host:port` of a broker to run the Kafka tests against.",
     "REFOLD_TEST_POSTGRES": "The major version to test on: 18 (default, embedded), 17, 16, 15, 14.",
 }
 
@@ -41,6 +41,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "name": "The app's name, for logs and `refold dev`.",
         "database_url": "The Postgres to use; default: `REFOLD_DATABASE_URL`, else the embedded one.",
         "threads": "How many `def` steps run at the same time in this process.",
+        "concurrency": "How many workflows a worker has in hand at once; those that wait don't count.",
     },
     "refold.step": {
         "transaction": "The function takes a psycopg connection first; its SQL and its record commit together.",
@@ -66,7 +67,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "start": "Where a consumer begins that has no position yet.",
         "config": "Settings for librdkafka, as they are (SASL, TLS, ...). Those that would break the promise are "
         "refused by name.",
-        "max_runnable": "How many workflows of this consumer may be open and not waiting before it pauses reading.",
+        "batch_size": "How many records are handed over in one transaction, at most.",
+        "max_in_flight": "At about so many runnable workflows (those that wait don't count) it pauses reading.",
     },
 }
 
