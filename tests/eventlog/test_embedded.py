@@ -332,6 +332,7 @@ def test_without_a_mark_it_is_the_folder_itself(monkeypatch: pytest.MonkeyPatch,
 # What it refuses, and what it says then.
 
 
+@pytest.mark.raises_error("EmbeddedMissing")
 def test_without_the_extra_it_says_what_to_install(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_embedded, "_PACKAGE", "not_installed_here")
     with pytest.raises(EmbeddedMissing) as refused:
@@ -359,6 +360,7 @@ def _told_version(data_dir: Path, found: str) -> str:
     )
 
 
+@pytest.mark.raises_error("DataFolderVersion")
 def test_a_folder_of_another_major_version_is_refused_and_left_as_it_is(project: Path) -> None:
     programs, major = _other_version()
     with open_server(project / ".refold", programs) as older:
@@ -379,6 +381,7 @@ def test_a_running_server_of_another_major_version_is_refused_and_runs_on(projec
         assert _ask(older.url, "select 1") == 1
 
 
+@pytest.mark.raises_error("DataFolderInUse")
 def test_a_server_started_by_hand_in_the_folder_is_left_alone(project: Path) -> None:
     with embedded_postgres(project) as server:
         pass
@@ -422,6 +425,7 @@ def test_a_server_that_cannot_be_seen_from_here_is_not_doubled(
     assert not (server.data_dir / "postmaster.pid").exists()
 
 
+@pytest.mark.raises_error("EmbeddedFailed")
 def test_a_folder_that_is_no_postgres_folder_is_left_alone(project: Path) -> None:
     data_dir = project / ".refold" / "postgres"
     data_dir.mkdir(parents=True)
