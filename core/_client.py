@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import difflib
 import secrets
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,18 @@ class Page(msgspec.Struct, frozen=True):
     next_cursor: str | None = None
 
 
+def new_id() -> str:
+    """Return a fresh workflow ID: a UUID of version 7 (RFC 9562, section 5.7), in the order of time.
+
+    Random ones would put each workflow's events on a page of their own of the index, split pages in the middle, and
+    write a third more WAL.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    bits = (milliseconds << 80) | secrets.randbits(80)
+    bits = bits & ~(0xF << 76) | (7 << 76)
+    return str(uuid.UUID(int=bits & ~(0b11 << 62) | (0b10 << 62)))
+
+
 def check_id(workflow_id: str) -> None:
     """Raise InvalidId for an ID that the log could not keep."""
     size = len(workflow_id.encode("utf-8", "surrogatepass"))
@@ -102,7 +115,7 @@ class Client:
         Raises WorkflowIdReused when the ID belongs to another workflow or another input.
         """
         given = workflow_id is not None
-        workflow_id = str(uuid.uuid4()) if workflow_id is None else workflow_id
+        workflow_id = new_id() if workflow_id is None else workflow_id
         check_id(workflow_id)
         event = WorkflowStarted(name=workflow.name, input=Raw(input), digest=digest)
         body = encode_event(event)

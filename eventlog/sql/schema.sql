@@ -75,7 +75,7 @@ create index if not exists workflows_due on refold.workflows (name, due_at)
 create index if not exists workflows_owned on refold.workflows (owner) where owner is not null;
 create index if not exists workflows_runnable on refold.workflows (source)
     where source is not null and status in ('pending', 'running');
-create index if not exists workflows_by_age on refold.workflows (created_at, workflow_id);
+create index if not exists workflows_by_age on refold.workflows (created_at);
 
 -- One row per worker and lane (a writer's sequence of flushes). `epoch` grows when the worker is declared dead:
 -- from then on every transaction of it is refused by the fence.
