@@ -8,6 +8,7 @@ starts its coroutines in the order in which they were given; `time()` is the tim
 
 import asyncio
 import asyncio.tasks
+import inspect
 import sys
 from asyncio import Handle, TimerHandle
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -403,20 +404,18 @@ def _find_as_completed(frame: FrameType | None) -> FrameType | None:
 
 
 def _close_coroutine(coro: Coroutine[Any, Any, Any]) -> None:
-    try:
-        coro.close()
+    if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
+        coro.close()  # nothing of it runs
         return
-    except (
-        BaseException
-    ):  # what a `finally` made of it, or "coroutine ignored GeneratorExit": nobody is left to tell
-        pass
+    # Evicted is thrown, and not GeneratorExit by close(): one that awaits again on its way out is then still
+    # suspended as a whole, and the next throw goes on; close() would give up on the inner part and leave it to
+    # the garbage collector.
     for _ in range(_CLOSE_TRIES):
-        if getattr(coro, "cr_frame", None) is None:
-            return
         try:
             coro.throw(Evicted())
-        except BaseException:
+        except BaseException:  # Evicted itself, or what a `finally` made of it: nobody is left to tell
             return
+    _CLINGING.append(coro)
 
 
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
@@ -427,6 +426,11 @@ def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
             closing.throw(Evicted())
     except BaseException:
         return
+    _CLINGING.append(closing)
+
+
+# Code that catches Evicted and waits again, every time. It is kept for ever, so that no garbage collector runs it.
+_CLINGING: Final[list[Any]] = []
 
 
 _REFUSED: Final = {

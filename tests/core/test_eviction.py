@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -39,6 +40,15 @@ def charge(what: str = "") -> str:
 @step
 def refund(what: str = "") -> None:
     EFFECTS.append(f"refunded {what}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_finalized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No coroutine is left for Python to end: it would say so here."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    yield
+    assert [str(each.exc_value) for each in unraisable] == []
 
 
 @contextmanager
@@ -170,6 +180,28 @@ def test_an_evicted_workflow_goes_on_after_a_replay(which: Any, effects: list[st
     world.instance = replay(which, world.history)
     world.run()
     assert effects == ["charged ", "finally ran", "refunded "]
+
+
+def test_code_that_waits_again_and_again_is_kept_and_never_left_to_the_garbage_collector() -> None:
+    @workflow
+    async def clinging() -> None:
+        while True:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except BaseException:
+                EFFECTS.append("caught")
+                if "let go" in EFFECTS:
+                    raise
+
+    instance = World(clinging).instance
+    instance.evict()
+    assert len(_loop._CLINGING) == 1
+    EFFECTS.clear()
+    del instance
+    gc.collect()
+    assert EFFECTS == []
+    EFFECTS.append("let go")
+    _loop._CLINGING.pop().close()
 
 
 def test_except_exception_does_not_swallow_an_eviction(effects: list[str]) -> None:
