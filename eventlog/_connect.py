@@ -118,7 +118,7 @@ class Line:
     async def run(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` with a live connection, again on a new one as often as the line breaks."""
         async with self._turn:
-            delay = 0.05
+            delay = 0.0  # a line that broke is made anew at once
             while True:
                 try:
                     return await work(await self.open())
@@ -128,7 +128,7 @@ class Line:
                     await self.drop()
                 # Postgres is away or restarts: growing pauses, but never so long that its return goes unnoticed.
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 1.0)
+                delay = min(max(delay * 2, 0.05), 1.0)
 
     async def open(self) -> AsyncConnection:
         """Return the live connection, opening it first if need be."""

@@ -2,6 +2,18 @@
 
 from importlib.util import find_spec
 
-_SUBJECTS = ("ran", "postgres", "heads", "proxy", "pgbouncer", "brokers", "built", "terminal", "workers", "lanes", "stage")
+_SUBJECTS = (
+    "ran",
+    "postgres",
+    "heads",
+    "proxy",
+    "pgbouncer",
+    "brokers",
+    "built",
+    "terminal",
+    "workers",
+    "lanes",
+    "stage",
+)
 
 pytest_plugins = [f"fixtures.{name}" for name in _SUBJECTS if find_spec(f"fixtures.{name}")]
