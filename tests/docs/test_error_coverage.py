@@ -31,6 +31,11 @@ def _all_errors() -> set[str]:
     return {cls.__name__ for cls in _subclasses(RefoldError) if cls.__module__.startswith("refold.")}
 
 
+def _bases() -> set[str]:
+    """The classes that are there to be caught: what is raised are those below them."""
+    return {cls.__name__ for cls in _subclasses(RefoldError) if cls.__subclasses__()}
+
+
 def _asserted() -> set[str]:
     names = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -41,7 +46,7 @@ def _asserted() -> set[str]:
 
 
 def test_every_error_has_a_test_that_asserts_its_whole_text() -> None:
-    missing = _all_errors() - _asserted()
+    missing = _all_errors() - _bases() - _asserted()
     assert sorted(missing) == []
 
 
