@@ -82,6 +82,7 @@ def test_a_message_that_was_folded_before_is_not_folded_again(app: App, log: Log
         log.wait_status("w", "waiting")
         put(log, "w", "m1", 1)  # and to a copy that knows of it from the log only
         wait_for(lambda: inbox(log) == 0, "the second repeat is gone from the inbox", 15)
+        assert log.types("w").count("MessageReceived") == 1, "folded again"
         app.send("w", 2, "n")
         app.send("w", 3, "n")
         assert handle.result(10) == [1, 2, 3]
