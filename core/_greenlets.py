@@ -30,7 +30,7 @@ class Answer:
         self._done = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.waiting: greenlet | None = None
+        self.waiting: greenlet | _Tally | None = None
 
     def done(self) -> bool:
         return self._done
@@ -45,15 +45,34 @@ class Answer:
 
     def _wake(self) -> None:
         self._done = True
-        waiting = self.waiting
-        if waiting is not None:
-            self.waiting = None
-            self._body.ready.append(waiting)
+        waiting, self.waiting = self.waiting, None
+        if waiting is None:
+            return
+        if isinstance(waiting, _Tally):
+            waiting.left -= 1
+            if waiting.left and (self.error is None or not waiting.stops_at_errors):
+                return
+            woken, waiting.branch = waiting.branch, None  # once: a second error may come before it runs
+            if woken is None:
+                return
+            waiting = woken
+        self._body.ready.append(waiting)
 
     def result(self) -> Any:
         if self.error is not None:
             raise self.error
         return self.value
+
+
+class _Tally:
+    """Several answers that one greenlet waits for: it is woken by the last, or by the first error."""
+
+    __slots__ = ("branch", "left", "stops_at_errors")
+
+    def __init__(self, branch: greenlet, left: int, stops_at_errors: bool) -> None:
+        self.branch: greenlet | None = branch
+        self.left = left
+        self.stops_at_errors = stops_at_errors
 
 
 class GreenletBody:
@@ -140,20 +159,19 @@ class GreenletBody:
     def wait_all(self, waiters: "Sequence[Waiter]", *, return_exceptions: bool) -> tuple[Any, ...]:
         """Wait for all; unless exceptions are to be returned, the first to come is raised at once."""
         answers = cast("Sequence[Answer]", waiters)
-        me = getcurrent()
-        while True:
-            waits = False
-            for answer in answers:
-                if not answer._done:
-                    answer.waiting = me
-                    waits = True
-                elif answer.error is not None and not return_exceptions:
-                    for other in answers:
-                        other.waiting = None
-                    raise answer.error
-            if not waits:
-                return tuple(a.error if a.error is not None else a.value for a in answers)
+        open_ = [answer for answer in answers if not answer._done]
+        failed = [a for a in answers if a._done and a.error is not None] if not return_exceptions else []
+        if open_ and not failed:
+            tally = _Tally(getcurrent(), len(open_), not return_exceptions)
+            for answer in open_:
+                answer.waiting = tally
             cast(greenlet, self._hub).switch()
+            failed = [a for a in answers if a.error is not None] if not return_exceptions else []
+            for answer in open_:
+                answer.waiting = None
+        if failed:
+            raise cast(BaseException, failed[0].error)
+        return tuple(a.error if a.error is not None else a.value for a in answers)
 
     def wait_for(self, waiter: "Waiter", until: int | None, what: str) -> Any:
         """Wait until the answer comes or the log's clock reaches `until`; then raise TimedOut."""

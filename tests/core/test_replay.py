@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -200,6 +201,71 @@ def test_fifty_branches_of_three_steps_replay_from_every_cut_in_any_order_of_ans
     world = World(which, 50, choose=by(random.Random(seed))).run()
     assert world.result == World(which, 50).run().result
     replay_every_prefix(world)
+
+
+@workflow
+async def row(n: int) -> int:
+    for i in range(n):
+        await charge.acall(Order(str(i)))
+    return n
+
+
+@workflow
+def row_plain(n: int) -> int:
+    for i in range(n):
+        charge(Order(str(i)))
+    return n
+
+
+@pytest.mark.parametrize("which", [row, row_plain, fifty, fifty_plain, as_they_come], ids=lambda w: w.name)
+def test_the_work_of_a_replay_grows_with_the_history_and_no_faster(which: Any) -> None:
+    def calls(n: int) -> int:
+        history = World(which, n).run().history
+        count = 0
+
+        def profile(frame: object, what: str, arg: object) -> None:
+            nonlocal count
+            count += what in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            replay(which, history)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(400) < calls(200) * 2.2
+
+
+def test_two_branches_that_fail_at_once_wake_a_gather_once() -> None:
+    @workflow
+    def main() -> list[str]:
+        def fails() -> str:
+            raise ValueError("no")
+
+        def both() -> None:
+            refold.gather(refold.later(fails), refold.later(fails), refold.later(lambda: charge(Order("1"))))
+
+        out = []
+        try:
+            both()
+        except ValueError:
+            out.append(charge(Order("after")))
+        out.append(charge(Order("last")))
+        return out
+
+    world = World(main).run()
+    assert world.result == ["receipt-after", "receipt-last"]
+    replay_every_prefix(world)
+
+
+def test_gather_returns_errors_in_their_places_when_asked_to() -> None:
+    @workflow
+    def main() -> list[str]:
+        results = refold.gather(charge.later(Order("1")), refuse.later(Order("2")), return_exceptions=True)
+        return [str(r) for r in results]
+
+    assert World(main).run().result == ["receipt-1", "no 2"]
 
 
 @given(seed=st.integers(0, 1_000_000), cut=st.integers(1, 59), after=st.integers(0, 1_000_000))
