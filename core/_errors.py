@@ -8,7 +8,7 @@ round trip through the log.
 from datetime import timedelta
 from typing import Final
 
-from refold.eventlog import RefoldError
+from refold.eventlog import RefoldError as RefoldError  # the root of all floors; core shows it as its own
 
 _CHANGING: Final = "docs/changing-workflows.md"
 
