@@ -101,7 +101,7 @@ bench: $(READY)
 	@$(BIN)/python -m bench $(ARGS)
 
 mutants: $(READY)
-	@$(BIN)/python tests/mutants/run.py $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py

@@ -139,8 +139,9 @@ def test_a_wrong_password(own_postgres: OwnPostgres) -> None:
             rules.seek(0)
             rules.write(f"host all ada 127.0.0.1/32 scram-sha-256\n{before}")
         owner.execute("select pg_reload_conf()")
-    given = conninfo_to_dict(own_postgres.url_of("postgres", tcp=True))
-    app = App("shop", database_url=make_conninfo(**{**given, "user": "ada", "password": "wrong"}))
+    url = own_postgres.url_of("postgres", tcp=True)
+    given = conninfo_to_dict(url)
+    app = App("shop", database_url=make_conninfo(url, user="ada", password="wrong"))
     with pytest.raises(refold.DatabaseUnreachable) as refused:
         app.start_worker()
     assert matches(

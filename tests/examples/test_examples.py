@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,14 @@ class Service(http.server.ThreadingHTTPServer):
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
-    server: Service
-
     def do_POST(self) -> None:
+        service = self.server
+        assert isinstance(service, Service)
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.keys.append(self.headers["Idempotency-Key"])
-        self.send_response(200 if self.server.is_up.is_set() else 503)
+        service.keys.append(self.headers["Idempotency-Key"])
+        self.send_response(200 if service.is_up.is_set() else 503)
         self.end_headers()
-        if self.server.is_up.is_set():
+        if service.is_up.is_set():
             self.wfile.write(b"letter 7")
 
     def log_message(self, format: str, *args: object) -> None:
@@ -131,9 +132,7 @@ def test_an_outage_of_an_hour_keeps_its_schedule_of_retries_through_a_kill(
         failures = stage.log.events("letter-1", "StepFailed")
         now = stage.log.one("select (extract(epoch from refold.log_now()) * 1e6)::bigint")
         stage.move_clock(max(timedelta(microseconds=failures[-1]["retry_at"] - now), timedelta(0)))
-        wait_for(
-            lambda seq=failures[-1]["seq"]: stage.log.events("letter-1")[-1]["seq"] > seq, "the next try"
-        )
+        wait_for(partial(_has_gone_on, stage, failures[-1]["seq"]), "the next try")
     service.is_up.set()
     stage.move_clock(timedelta(minutes=10))
 
@@ -145,6 +144,10 @@ def test_an_outage_of_an_hour_keeps_its_schedule_of_retries_through_a_kill(
     assert pauses[-1] > pauses[0]
     assert max(pauses) <= timedelta(minutes=5)
     assert set(service.keys) == {"letter-1/0"}
+
+
+def _has_gone_on(stage: Stage, seq: int) -> bool:
+    return int(stage.log.events("letter-1")[-1]["seq"]) > seq
 
 
 def _pause(at: datetime, retry_at: int) -> timedelta:
