@@ -160,8 +160,9 @@ def wake(bench: Bench, who: Contestant, peer: PeerProcess, database: str) -> Fig
     with bench.peer(who, database) as sender:
         for i in range(who.sizes.wakes):
             sent.append(sender.ask("send", workflow_id=workflow_id, value=i))
-            woken = peer.ask("wait_for_mark", name="woken", count=before + i + 1)
-    took = [1000 * (woke - began) for began, woke in zip(sent, woken[before:], strict=True)]
+            peer.ask("wait_for_mark", name="woken", count=before + i + 1)
+    woken = peer.ask("marks", name="woken")[before:]
+    took = [1000 * (woke - began) for began, woke in zip(sent, woken, strict=True)]
     # The first send of a process opens its connection.
     return {"wake": statistics.median(took[1:])}
 
