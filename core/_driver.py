@@ -57,6 +57,7 @@ from refold.eventlog._events import (
     StepCompleted,
     StepFailed,
     TimerFired,
+    WatcherAdded,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
@@ -506,8 +507,8 @@ class Instance:
         self.finished = True
         self.evict()
 
-    def _on_parked(self, event: Parked) -> None:
-        """A note for people; the code never knows."""
+    def _on_note(self, event: Parked | WatcherAdded) -> None:
+        """A fact about the workflow that its code never knows."""
 
     def _match_step(
         self, event: StepCompleted | StepFailed, verb: str
@@ -714,5 +715,6 @@ _TAKE_IN: Final[dict[type[Any], Callable[[Instance, Any], None]]] = {
     WorkflowCompleted: Instance._on_completed,
     WorkflowFailed: Instance._on_failed,
     WorkflowCancelled: Instance._on_cancelled,
-    Parked: Instance._on_parked,
+    Parked: Instance._on_note,
+    WatcherAdded: Instance._on_note,
 }

@@ -61,9 +61,6 @@ LINGER: Final = 1.0  # seconds that a waiting workflow stays in memory
 KEEP_IF_DUE_WITHIN: Final = 2_000_000  # microseconds: not worth an eviction
 MOST_RESIDENT: Final = 5_000  # beyond it waiting workflows are dropped at once
 
-# Facts about the workflow that its code is not told; they don't move its time either.
-_NOT_FOR_CODE: Final = (WatcherAdded, Parked)
-
 
 class Outside(Protocol):
     """What the executor asks of the worker that it is part of. Called on the engine's thread."""
@@ -397,8 +394,7 @@ class Executor:
         resident.deaths = 0
         resident.news.append(recorded)
         self._remember(resident, (recorded,))
-        if not isinstance(event, _NOT_FOR_CODE):
-            self._drive(resident, (recorded,))
+        self._drive(resident, (recorded,))
 
     def _drive(self, resident: Resident, history: Sequence[Recorded]) -> None:
         """Deliver events to the code, then carry out the commands that are left over."""
@@ -406,8 +402,7 @@ class Executor:
         seq = 0
         try:
             for seq, at, event in history:  # noqa: B007, the seq that failed is what the log line needs
-                if not isinstance(event, _NOT_FOR_CODE):
-                    resident.instance.deliver(at, event)
+                resident.instance.deliver(at, event)
             commands = resident.instance.take_commands()
         except HistoryMismatch as mismatch:
             self._stuck(resident, mismatch, seq)
