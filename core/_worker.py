@@ -330,6 +330,11 @@ class _Term:
         try:
             for task in self._loops:
                 task.cancel()
+            await asyncio.gather(*self._loops, return_exceptions=True)
+            # A claim that was on the wire may have been granted: what it gave us goes with the rest.
+            self.executor.let_go()
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._find_lost(), min(grace, 2.0))
             released = await self.executor.drain(grace)
         finally:
             await self._close()

@@ -427,8 +427,13 @@ begin
     perform pg_notify('refold_work', '');
 end $$;
 
--- The regular end of a worker.
+-- The regular end of a worker. What it still owns is free with it: a claim may have been on its way to it.
 create or replace function refold.leave(f_worker text) returns void language plpgsql as $$
 begin
     delete from refold.workers w where w.worker = f_worker and w.dead_at is null;
+    update refold.workflows w set owner = null, status = 'pending', due_at = refold.log_now(), alone = false
+     where w.owner = f_worker;
+    if found then
+        perform pg_notify('refold_work', '');
+    end if;
 end $$;
