@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -66,16 +66,18 @@ class Page(msgspec.Struct, frozen=True):
     next_cursor: str | None = None
 
 
-def new_id() -> str:
-    """Return a fresh workflow ID: a UUID of version 7 (RFC 9562, section 5.7), in the order of time.
+_BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: no I, L, O, U
 
-    Random ones would put each workflow's events on a page of their own of the index, split pages in the middle, and
-    write a third more WAL.
+
+def new_id() -> str:
+    """Return a fresh workflow ID, a ULID: 48 bits of milliseconds, 80 of chance, 26 characters, in the order of time.
+
+    A random one would put each workflow's events on a page of their own of the index, and split pages in the middle;
+    a UUID in its usual form is ten characters longer, in every event and every index: together a tenth of the WAL.
+    Source: https://github.com/ulid/spec
     """
-    milliseconds = time.time_ns() // 1_000_000
-    bits = (milliseconds << 80) | secrets.randbits(80)
-    bits = bits & ~(0xF << 76) | (7 << 76)
-    return str(uuid.UUID(int=bits & ~(0b11 << 62) | (0b10 << 62)))
+    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
+    return "".join([_BASE32[number >> shift & 31] for shift in range(125, -1, -5)])
 
 
 def check_id(workflow_id: str) -> None:
