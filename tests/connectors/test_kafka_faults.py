@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Producer
 
 from fixtures.brokers import ApacheBroker, Broker, MockBroker
-from fixtures.kafka_app import Watched, ask, ended, order, postgres_busy, results
+from fixtures.kafka_app import Watched, ask, ended, offsets_moved_to, order, postgres_busy, results
 from fixtures.postgres import free_port
 
 
@@ -224,12 +224,7 @@ def test_a_late_consumer_cannot_move_the_position_back(
         finally:
             with_another_group.__exit__()
     assert zombie.results() == sorted(["a", "b", *map(str, range(20))])
-    moved = ask(
-        database_url,
-        "select (convert_from(body, 'UTF8')::json -> 'position' ->> 'next_offset')::int from refold.events"
-        " where type = 'PositionAdvanced' order by seq",
-    )
-    offsets = [offset for (offset,) in moved]
+    offsets = offsets_moved_to(database_url)
     assert offsets == sorted(set(offsets)), "the position only ever moved forwards"
 
 
