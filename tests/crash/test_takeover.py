@@ -3,6 +3,8 @@
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -45,7 +47,9 @@ def workers(log: Log, pid: int) -> list[str]:
 
 def owners(log: Log) -> set[int]:
     """Return the processes that have workflows."""
-    rows = log.rows("select distinct split_part(owner, '-', -2)::int from refold.workflows where owner is not null")
+    rows = log.rows(
+        "select distinct split_part(owner, '-', -2)::int from refold.workflows where owner is not null"
+    )
     return {row[0] for row in rows}
 
 
@@ -58,7 +62,7 @@ def test_only_a_dead_workers_steps_are_run_by_another_and_they_are_within_15_sec
     own_postgres: OwnPostgres, own_database: str, tmp_path: Path
 ) -> None:
     log = Log(own_database)
-    log.rows(TABLES)  # type: ignore[arg-type]
+    log.rows(TABLES)
     programs = Programs(own_database, tmp_path)
     held.app.database_url = own_database
     try:
@@ -103,14 +107,18 @@ def test_only_a_dead_workers_steps_are_run_by_another_and_they_are_within_15_sec
         victim.kill()
         died = log.one("select clock_timestamp()")
         wait_for(
-            lambda: log.one("select count(*) from refold.workflows where owner like %s", f"%-{victim.pid}-%") == 0,
+            lambda: (
+                log.one("select count(*) from refold.workflows where owner like %s", f"%-{victim.pid}-%") == 0
+            ),
             "its workflows are free",
         )
         log.rows("insert into gates values ('first'), ('second')")
         for each in ids:
             log.wait_status(each, "completed", 40)
         taken = log.rows(
-            "select key, min(at) from tries where pid = %s and key = any(%s) group by 1", survivor.pid, list(lost)
+            "select key, min(at) from tries where pid = %s and key = any(%s) group by 1",
+            survivor.pid,
+            list(lost),
         )
         assert {key for key, _ in taken} == lost
         assert (min(at for _, at in taken) - died).total_seconds() < 15
@@ -143,7 +151,7 @@ def moved(now: dict[str, int], before: dict[str, int]) -> set[str]:
 def test_a_frozen_workers_work_is_done_by_others_and_it_comes_back_as_a_new_worker(
     log: Log, programs: Programs, client: App
 ) -> None:
-    log.rows(TABLES)  # type: ignore[arg-type]
+    log.rows(TABLES)
     sleeper = programs.start_command(COMMAND)
     wait_for(lambda: len(beats(log)) == 1, "it is there")
     held.held.start("step", "step", id="plain")
@@ -183,8 +191,8 @@ def test_a_frozen_workers_work_is_done_by_others_and_it_comes_back_as_a_new_work
 
 
 def longest_pause(log: Log, workflow_id: str) -> float:
-    times = [event["at"] for event in log.events(workflow_id, "StepCompleted")]
-    return max((b - a).total_seconds() for a, b in zip(times, times[1:], strict=False))
+    times: list[datetime] = [event["at"] for event in log.events(workflow_id, "StepCompleted")]
+    return max((b - a).total_seconds() for a, b in pairwise(times))
 
 
 def in_hand(log: Log, program: Program, ids: list[str]) -> bool:
@@ -196,7 +204,7 @@ def in_hand(log: Log, program: Program, ids: list[str]) -> bool:
 def test_a_worker_that_is_told_to_end_hands_over_at_once_and_finishes_the_steps_in_hand(
     log: Log, programs: Programs, client: App
 ) -> None:
-    log.rows(TABLES)  # type: ignore[arg-type]
+    log.rows(TABLES)
     first = programs.start_command(COMMAND)
     wait_for(lambda: len(beats(log)) == 1, "it is there")
     tickers = [f"ticker{n}" for n in range(5)]
@@ -225,7 +233,9 @@ def test_a_worker_that_is_told_to_end_hands_over_at_once_and_finishes_the_steps_
         assert [event["result"] for event in log.events(each, "WorkflowCompleted")] == [2]
         assert longest_pause(log, each) < 1, "the other worker waited before it went on"
     result = log.events("slow", "WorkflowCompleted")[0]["result"]
-    assert result == [first.pid, second.pid], "the step in hand ended in the first, the next ran in the second"
+    assert result == [first.pid, second.pid], (
+        "the step in hand ended in the first, the next ran in the second"
+    )
     done = log.events("slow", "StepCompleted")
     assert (done[1]["at"] - done[0]["at"]).total_seconds() < 1
     assert log.rows("select key from tries group by 1 having count(*) > 1") == []
@@ -237,7 +247,7 @@ def test_a_flush_that_commits_after_its_worker_was_killed_counts_once(
     log: Log, programs: Programs, client: App
 ) -> None:
     """The commit waits for a lock while its sender dies: Postgres may finish it, and the next worker must see it."""
-    log.rows(TABLES)  # type: ignore[arg-type]
+    log.rows(TABLES)
     victim = programs.start_command(COMMAND)
     wait_for(lambda: len(beats(log)) == 1, "it is there")
     held.held.start("first", "second", id="h")

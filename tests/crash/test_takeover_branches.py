@@ -45,8 +45,10 @@ def test_branches_killed_at_random_points_end_as_if_nothing_had_been(log: Log, p
 
     heir = programs.start(PROGRAM, PYTHONHASHSEED="4294967295")
     wait_for(
-        lambda: log.one("select count(*) from refold.workflows where finished_at is null and status <> 'stuck'")
-        == 0,
+        lambda: (
+            log.one("select count(*) from refold.workflows where finished_at is null and status <> 'stuck'")
+            == 0
+        ),
         "all have ended",
         60,
     )

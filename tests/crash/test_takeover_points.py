@@ -47,11 +47,15 @@ def test_a_story_ends_the_same_wherever_its_worker_is_killed(
         types = log.types(name)
         assert sorted(types) == sorted(log.types(f"{colour}-undisturbed")), name
         assert log.one("select count(*) from bookings where who = %s", name) == 1, "booked twice"
-        tries = dict(log.rows("select key, count(*) from tries where key ~ ('^' || %s || '/') group by 1", name))
+        tries = dict(
+            log.rows("select key, count(*) from tries where key ~ ('^' || %s || '/') group by 1", name)
+        )
         assert len(tries) == TRIES - 1, "a step has another key on another try"
         tries[f"{name}/1"] -= 1  # it fails once by itself
         again = {key for key, count in tries.items() if count > 1}
         if point[0] == "event" and point[1] <= SEQUENTIAL:
-            assert all(key.count("/") > 1 for key in again), f"{name}: nothing was in hand, but {again} ran again"
+            assert all(key.count("/") > 1 for key in again), (
+                f"{name}: nothing was in hand, but {again} ran again"
+            )
         assert len(again) <= 2 and max(tries.values()) <= 2, f"{name}: {tries}"
     assert log.one("select count(*) from refold.inbox where workflow_id like 'friend%%'") == len(POINTS) + 1

@@ -24,7 +24,9 @@ def client(database_url: str) -> Iterator[App]:
 
 @pytest.mark.timeout(110)
 @pytest.mark.usefixtures("client")
-def test_poison_is_parked_after_its_count_and_innocent_neighbours_finish(log: Log, programs: Programs) -> None:
+def test_poison_is_parked_after_its_count_and_innocent_neighbours_finish(
+    log: Log, programs: Programs
+) -> None:
     log.rows(poison.TABLES)
     innocents = [f"i{n}" for n in range(40)]
     for n, each in enumerate(innocents):

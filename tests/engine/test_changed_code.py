@@ -56,9 +56,7 @@ def start_old(old: App, log: Log) -> None:
     assert log.status("o") in ("pending", "waiting")
 
 
-def stuck_with(
-    caplog: pytest.LogCaptureFixture, new: App, log: Log
-) -> str:
+def stuck_with(caplog: pytest.LogCaptureFixture, new: App, log: Log) -> str:
     new.send("o", "!", "go")
     with new:
         log.wait_status("o", "stuck")
@@ -82,7 +80,9 @@ def test_another_argument_makes_it_stuck_and_is_named(
     assert "amount: 5 in history, 6 in the code" in said
     assert "currency: 'EUR' in history, 'USD' in the code" in said
     assert "StepCompleted" in log.types("o") and "WorkflowFailed" not in log.types("o")
-    assert log.one("select due_at is not null and owner is null and fingerprint is not null from refold.workflows")
+    assert log.one(
+        "select due_at is not null and owner is null and fingerprint is not null from refold.workflows"
+    )
 
 
 def test_another_step_makes_it_stuck(
@@ -136,7 +136,9 @@ def test_the_same_code_does_not_try_a_stuck_workflow_again_and_other_code_heals_
         caplog.clear()
         assert other.start().result(10) == "other"
         beat = log.one("select beat from refold.workers where lane = 'beat'")
-        wait_for(lambda: log.one("select beat from refold.workers where lane = 'beat'") > beat, "it looked again")
+        wait_for(
+            lambda: log.one("select beat from refold.workers where lane = 'beat'") > beat, "it looked again"
+        )
         assert log.status("o") == "stuck"
         assert not [r for r in caplog.records if "is stuck" in r.getMessage()]
 
@@ -153,9 +155,7 @@ def test_the_same_code_does_not_try_a_stuck_workflow_again_and_other_code_heals_
     assert ran == ["charge"]
 
 
-def test_an_optional_field_that_was_added_since_is_no_difference(
-    apps: tuple[App, App], log: Log
-) -> None:
+def test_an_optional_field_that_was_added_since_is_no_difference(apps: tuple[App, App], log: Log) -> None:
     old, new = apps
 
     class Order(msgspec.Struct):

@@ -125,8 +125,6 @@ def test_a_child_with_a_chosen_id_that_runs_already_is_adopted(app: App, log: Lo
     with app:
         first = child.start("ann", id="chosen")
         parents = [parent.start("ann", id=f"p{n}") for n in range(3)]
-        for n in range(3):
-            wait_for(lambda n=n: "ChildStarted" in log.types(f"p{n}"), "the parents have asked")
         wait_for(lambda: log.types("chosen").count("WatcherAdded") == 3, "they watch")
         app.send("chosen", "!", "go")
         assert [handle.result(10) for handle in (first, *parents)] == ["ann!"] * 4

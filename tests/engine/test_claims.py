@@ -34,7 +34,9 @@ def test_a_worker_leaves_alone_what_it_has_no_code_for(
         for n in range(5):
             assert app.get(f"o{n}").result(10) == n
         beat = log.one("select beat from refold.workers where lane = 'beat'")
-        wait_for(lambda: log.one("select beat from refold.workers where lane = 'beat'") > beat, "it looked again")
+        wait_for(
+            lambda: log.one("select beat from refold.workers where lane = 'beat'") > beat, "it looked again"
+        )
         assert {info.status for info in app.list(name="theirs").items} == {"pending"}
         assert all(len(log.types(f"t{n}")) == 1 for n in range(5))
         named = [r for r in caplog.records if "theirs" in r.getMessage()]
@@ -86,7 +88,8 @@ def test_two_workers_run_a_thousand_workflows_once_each(app: App, database_url: 
     app.close()
     with app, other:
         wait_for(
-            lambda: log.one("select count(*) from refold.workflows where status = 'completed'") == 1000, "all ended"
+            lambda: log.one("select count(*) from refold.workflows where status = 'completed'") == 1000,
+            "all ended",
         )
     assert sorted(n for _, n in ran) == list(range(1000))
 
@@ -114,7 +117,9 @@ def test_a_full_worker_takes_no_more_than_its_concurrency(database_url: str, log
     with app:
         handles = [one.start(n, id=f"w{n}") for n in range(12)]
         wait_for(lambda: running == 4, "four run")
-        assert log.one("select count(*) from refold.workflows where owner is null and status = 'pending'") == 8
+        assert (
+            log.one("select count(*) from refold.workflows where owner is null and status = 'pending'") == 8
+        )
         gate.set()
         for handle in handles:
             handle.result(20)
@@ -153,7 +158,9 @@ def test_a_claim_whose_answer_did_not_arrive_before_the_worker_left_is_free(app:
     app.start_worker()
     waits.start(id="w")
     wait_for(lambda: log.owner("w") is None, "it waits, and nobody has it")
-    log.rows("update refold.workflows set owner = (select worker from refold.workers limit 1), status = 'running'")
+    log.rows(
+        "update refold.workflows set owner = (select worker from refold.workers limit 1), status = 'running'"
+    )
     app.stop_worker()
     assert log.rows("select owner, status from refold.workflows") == [(None, "pending")]
     assert log.rows("select worker from refold.workers") == []

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +14,12 @@ from refold import App
 
 
 @pytest.fixture
-def quick_eviction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick_eviction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workflows that wait leave memory after 50 ms instead of a second, and timers far away are nearer."""
     from refold.core import _executor
 
     monkeypatch.setattr(_executor, "LINGER", 0.05)
     monkeypatch.setattr(_executor, "KEEP_IF_DUE_WITHIN", 200_000)
-    return
 
 
 def residents(app: App) -> int:
@@ -31,13 +29,8 @@ def residents(app: App) -> int:
 
 def wait_evicted(app: App, log: Log, *ids: str) -> None:
     for each in ids:
-        wait_for(
-            lambda each=each: log.rows(
-                "select 1 from refold.workflows where workflow_id = %s and status = 'waiting' and owner is null",
-                each,
-            ),
-            f"{each} waits and nobody owns it",
-        )
+        log.wait_status(each, "waiting")
+        assert log.owner(each) is None
     wait_for(lambda: residents(app) == 0, "nothing is in memory")
 
 

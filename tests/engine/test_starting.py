@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_an_id_used_for_another_input_raises_with_both_shown(app: App, log: Log,
         "Choose another ID, or get the first one with app.get(id)."
     )
     with pytest.raises(
-        refold.WorkflowIdReused, match="belongs to workflow 'checkout'; .* for workflow 'refund'"
+        refold.WorkflowIdReused, match=r"belongs to workflow 'checkout'; .* for workflow 'refund'"
     ):
         refund.start(Order("o1", 5), id="o1")
     assert len(log.events("o1", "WorkflowStarted")) == 1
@@ -152,7 +153,7 @@ def test_a_script_without_a_worker_starts_and_another_process_runs_it(app: App, 
 
     handle = app.workflows["add"].start(1, 2, id="sum")
     assert handle.status() == "pending"
-    with pytest.raises(refold.TimedOut, match="the result of workflow sum: nothing came within 0.05 s"):
+    with pytest.raises(refold.TimedOut, match=r"the result of workflow sum: nothing came within 0\.05 s"):
         handle.result(timeout=0.05)
     with other:
         assert handle.result(10) == 3
@@ -172,7 +173,7 @@ def test_starting_waiting_and_looking_from_async_code(app: App) -> None:
             await app.asend("sum", 10, "more")
             assert (await app.ainfo("sum")).name == "add"
             result = await handle.aresult(10)
-            assert await handle.astatus() == "completed"
+            assert await (await app.aget("sum")).astatus() == "completed"
             assert [item.id for item in (await app.alist()).items] == ["sum"]
             assert [type(r.event).__name__ for r in await app.ahistory("sum")][-1] == "WorkflowCompleted"
             return result
@@ -205,7 +206,7 @@ def test_a_blocking_call_on_a_running_loop_is_refused_and_names_the_async_one(ap
     later.start(id="l")
 
     async def program() -> None:
-        for call, right in [
+        calls: list[tuple[Callable[[], object], str]] = [
             (lambda: later.start(), "await later.astart(...)"),
             (lambda: app.get("l"), "await app.aget(...)"),
             (lambda: app.list(), "await app.alist(...)"),
@@ -213,7 +214,8 @@ def test_a_blocking_call_on_a_running_loop_is_refused_and_names_the_async_one(ap
             (lambda: app.history("l"), "await app.ahistory(...)"),
             (lambda: app.info("l"), "await app.ainfo(...)"),
             (lambda: app.delete("l"), "await app.adelete(...)"),
-        ]:
+        ]
+        for call, right in calls:
             with pytest.raises(
                 refold.WrongCall, match="was called on a running event loop and would block it"
             ) as e:

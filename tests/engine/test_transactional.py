@@ -10,6 +10,7 @@ import pytest
 from psycopg import errors
 
 import refold
+from fixtures.proxy import CutProxy, Direction
 from fixtures.workers import Log, wait_for
 from refold import App
 
@@ -175,7 +176,7 @@ def test_real_deadlocks_between_transactional_steps_are_resolved(app: App, books
 def test_other_steps_of_the_workflow_finish_while_a_transaction_is_open(
     app: App, books: Log, colour: str
 ) -> None:
-    """`gather(book(a), charge(b))`: charge takes its seq while book's SQL runs; book comes after, without a conflict."""
+    """`gather(book(a), charge(b))`: charge takes its seq while book's SQL runs; book comes after it."""
     charged = threading.Event()
     tries: list[str] = []
 
@@ -195,8 +196,7 @@ def test_other_steps_of_the_workflow_finish_while_a_transaction_is_open(
     async def aslow_book(conn: psycopg.AsyncConnection[Any]) -> str:
         tries.append("book")
         await conn.execute("insert into bookings (who) values ('gathered')")
-        while not charged.is_set():
-            await asyncio.sleep(0.005)
+        assert await asyncio.to_thread(charged.wait, 20)
         return "booked"
 
     @app.workflow
@@ -302,12 +302,8 @@ def test_a_transaction_that_loses_its_connection_is_run_again(app: App, books: L
     assert books.types("w") == ["WorkflowStarted", "StepCompleted", "WorkflowCompleted"]
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(
-    books: Log, cut_proxy: Any, database_url: str
-) -> None:
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(books: Log, cut_proxy: CutProxy) -> None:
     """The line breaks after the step's last statement has reached Postgres: the flush number tells what happened."""
-    from fixtures.proxy import Direction
-
     app = App("cut", database_url=cut_proxy.url)
     tries = 0
     holding = threading.Event()
@@ -328,15 +324,14 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(
         return book_it()
 
     with app:
-        handle = sync.start(id="w")
+        sync.start(id="w")
         assert holding.wait(20)
         cut_proxy.hold(Direction.TO_CLIENT)
         go_on.set()
         # Postgres has got `record` and waits with an open transaction for the commit; or it is committed already.
         cut_proxy.wait_until_holding(Direction.TO_CLIENT)
         cut_proxy.cut()
-        handle_result = wait_for(lambda: books.status("w") == "completed", "it ends", 40)
-        assert handle_result
+        books.wait_status("w", "completed")
     assert booked(books, "lost") == 1
     assert len(books.events("w", "StepCompleted")) == 1
 
@@ -353,8 +348,7 @@ def test_a_transactional_step_that_is_dropped_meanwhile_writes_nothing(app: App,
 
     @refold.step
     async def soon() -> None:
-        while not entered.is_set():
-            await asyncio.sleep(0.005)
+        assert await asyncio.to_thread(entered.wait, 20)
 
     @app.workflow
     async def first_wins() -> str:

@@ -1,6 +1,6 @@
 """Fifty branches of three steps that end in a random order, in a process that dies at a chosen try of a step.
 
-`python branches.py ID KIND DIE_AT`: starts the workflow KIND under ID, and kills itself by SIGKILL at the DIE_AT-th try.
+`python branches.py ID KIND DIE_AT`: starts the workflow KIND under ID, and kills itself at the DIE_AT-th try.
 """
 
 import asyncio

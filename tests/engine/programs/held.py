@@ -27,9 +27,11 @@ def sql(statement: Any, *arguments: Any) -> list[Any]:
     """Run a statement on a connection of this thread's own; a restart of Postgres is waited out."""
     while True:
         try:
-            if getattr(_own, "connection", None) is None:
-                _own.connection = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
-            cursor = _own.connection.execute(statement, arguments)
+            connection: psycopg.Connection[Any] | None = getattr(_own, "connection", None)
+            if connection is None:
+                connection = psycopg.connect(os.environ["REFOLD_DATABASE_URL"], autocommit=True)
+                _own.connection = connection
+            cursor = connection.execute(statement, arguments)
             return cursor.fetchall() if cursor.description else []
         except psycopg.OperationalError:
             _own.connection = None

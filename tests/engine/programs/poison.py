@@ -8,7 +8,6 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
@@ -20,7 +19,7 @@ from refold.eventlog._workers import Heartbeat
 TABLES = "create table tries (key text not null, pid int not null)"
 
 # Only faster: the counts and their order are the shipped ones.
-Heartbeat.__init__.__kwdefaults__.update(every=0.2, dead_after=1.0)
+(Heartbeat.__init__.__kwdefaults__ or {}).update(every=0.2, dead_after=1.0)
 _worker.EXCLUSIVE_AFTER = 0.5  # type: ignore[misc]
 _worker.BLOCKED_WARN = 0.3  # type: ignore[misc]
 _worker.BLOCKED_GIVE_UP = 1.5  # type: ignore[misc]
@@ -35,6 +34,11 @@ async def note() -> None:
         await connection.execute(
             "insert into tries values (%s, %s)", (refold.step_info().idempotency_key, os.getpid())
         )
+
+
+def blocked() -> bool:
+    end = os.environ.get("BLOCK")
+    return end is not None and not Path(end).exists()
 
 
 @refold.step
@@ -75,8 +79,7 @@ async def long_innocent(n: int) -> str:
 @app.workflow
 async def blocker() -> str:
     await work(0)
-    block: Any = os.environ.get("BLOCK")
-    while block and not Path(block).exists():
+    while blocked():
         pass
     return str(os.getpid())
 

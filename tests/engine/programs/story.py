@@ -1,7 +1,8 @@
 """A workflow with one of everything in it, in a process that kills itself at a chosen moment.
 
-`python story.py NAME MOMENT NUMBER`: starts the story NAME and dies, by SIGKILL, after the NUMBER-th event of it (its
-message not counted) is durable (MOMENT event), or at the end of the NUMBER-th try of a step, before refold has heard of it (MOMENT try).
+`python story.py NAME MOMENT NUMBER` starts the story NAME and dies, by SIGKILL: with MOMENT "event" after the
+NUMBER-th event of it (its message not counted) is durable, with MOMENT "try" at the end of the NUMBER-th try of a step,
+before refold has heard of it.
 """
 
 import asyncio
