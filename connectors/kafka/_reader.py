@@ -5,7 +5,7 @@ between two polls, so a Postgres that is away for an hour costs no partition. A 
 position has come out of Postgres (`_Partition.reading`), and always from an explicit offset. Records of a
 partition that is revoked before they were handed over are dropped; its position has not moved.
 
-What the client does that would lose records, and where it is kept from it (docs/decisions/0004-kafka-client.md):
+What the client does that would lose records, and where it is kept from it (docs/decisions/kafka-client.md):
 an exception in a callback destroys what was fetched (`_guarded`, and a new client after any exception); a
 cancelled asynchronous consumer loses its batch (none is used); offsets are never stored or committed by the
 client; an offset that is not there is an error and never a jump (`_out_of_range`); a topic that was made again

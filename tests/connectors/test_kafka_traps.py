@@ -1,6 +1,6 @@
 """Nine things that the Kafka client does, each of which loses records (or says that it did) where nothing guards them.
 
-Each test goes red when its guard is taken out; the guards are named. Numbers as in docs/decisions/0004-kafka-client.md.
+Each test goes red when its guard is taken out; the guards are named. Numbers as in docs/decisions/kafka-client.md.
 """
 
 import gc
