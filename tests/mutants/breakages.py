@@ -1,0 +1,584 @@
+"""The breakages: what somebody could do in a few lines without noticing that it breaks a promise.
+
+Each names the few tests that are to catch it, and the words (a regular expression) in which one of them must complain,
+so that a red for any other reason does not count. A search that is not found exactly once is an error: then the code
+has moved on, and the entry must follow it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+class DoesNotApply(Exception):
+    """The code is not what the mutant was written for."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One search and replace in one file. The text stands in the file exactly once."""
+
+    path: str
+    search: str
+    replace: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One promise broken. `because` is found in what a test says that caught it."""
+
+    name: str
+    changes: Sequence[Change]
+    tests: Sequence[str]
+    because: str
+
+    def apply(self, root: Path) -> None:
+        """Break the copy at `root`; raises DoesNotApply."""
+        for change in self.changes:
+            path = root / change.path
+            text = path.read_text()
+            if (found := text.count(change.search)) != 1:
+                raise DoesNotApply(f"{change.path} has this {found} times, and not once:\n{change.search}")
+            path.write_text(text.replace(change.search, change.replace))
+
+
+_READER: Final = "connectors/kafka/_reader.py"
+_EXECUTOR: Final = "core/_executor.py"
+_SCHEMA: Final = "eventlog/sql/schema.sql"
+
+MUTANTS: Final[Sequence[Mutant]] = (
+    Mutant(
+        "Kafka is told before Postgres has the records",
+        [
+            Change(
+                _READER,
+                "            self._handing.done = self._lane.hand_over(moves)\n",
+                "            self._tell_kafka(self._handing.after)\n"
+                "            self._handing.done = self._lane.hand_over(moves)\n",
+            )
+        ],
+        [
+            "tests/connectors/test_kafka_traps.py::test_4_kafka_is_not_told_of_records_that_were_only_fetched[tansu]",
+        ],
+        r"assert 2 == 1",
+    ),
+    Mutant(
+        "the position moves in a transaction of its own",
+        [
+            Change(
+                "core/_source.py",
+                "            log_time, existing = await self._lane.transact(appends)\n",
+                "            alone = [Append(a.stream, starts=a.starts) for a in appends]\n"
+                "            log_time, existing = await self._lane.transact(alone)\n"
+                "            moved = [Append(a.stream, events=a.events, position=a.position) for a in appends]\n"
+                "            await self._lane.transact(moved)\n",
+            )
+        ],
+        [
+            "tests/engine/test_hand_over.py::test_starts_and_position_have_one_transaction",
+            "tests/engine/test_hand_over.py::test_a_position_that_another_has_moved_is_refused_with_all_its_starts",
+        ],
+        r"two transactions|assert \[\('a',\)",
+    ),
+    Mutant(
+        "a source's position is moved wherever it stands",
+        [
+            Change(
+                "core/_source.py",
+                "                raise PositionMoved([move.expected.source for move in moves]) from error\n",
+                "                stand = await worker.reader.positions([move.expected.source for move in moves])\n"
+                "                for move in moves:\n"
+                "                    move.expected = stand[move.expected.source]\n"
+                "                return await self._hand_over_once(worker, moves)\n",
+            )
+        ],
+        [
+            "tests/engine/test_hand_over.py::test_a_position_that_another_has_moved_is_refused_with_all_its_starts",
+        ],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "the topic's own ID is left out of the workflow's ID",
+        [
+            Change(
+                "connectors/kafka/_identity.py",
+                '    which = topic_id if topic_id is not None else f"@{timestamp}"\n',
+                '    which = "" if topic_id is not None else f"@{timestamp}"\n',
+            )
+        ],
+        ["tests/connectors/test_kafka_identity.py::test_records_that_differ_in_one_part_only_have_other_ids"],
+        r"topic_id is not in the ID",
+    ),
+    Mutant(
+        "a record that cannot be decoded is skipped",
+        [
+            Change(
+                _READER,
+                "            starts = [self._start_of(part.position, record) for record in records]\n",
+                "            starts = [self._start_of(part.position, record) for record in records]\n"
+                "            starts = [start for start in starts if start.failure is None]\n",
+            )
+        ],
+        ["tests/connectors/test_kafka_undecodable.py::test_what_was_read_past_has_been_written_down"],
+        r"record 1 was skipped",
+    ),
+    Mutant(
+        "a result is taken from memory, not from the recorded bytes",
+        [
+            Change(
+                "core/_codec.py",
+                "        raw = self._encode_only(value)\n",
+                "        raw = self._encode_only(value)\n        _KEPT[raw] = value\n",
+            ),
+            Change(
+                "core/_codec.py",
+                "        try:\n            return self._decoder(raw)\n        except msgspec.MsgspecError as exc:\n"
+                "            raise DecodeFailed(self.where",
+                "        try:\n            return _KEPT.get(bytes(raw)) or self._decoder(raw)\n"
+                "        except msgspec.MsgspecError as exc:\n"
+                "            raise DecodeFailed(self.where",
+            ),
+            Change(
+                "core/_codec.py",
+                "_decode_any: Final = msgspec.json.decode\n",
+                "_decode_any: Final = msgspec.json.decode\n_KEPT: dict[bytes, Any] = {}\n",
+            ),
+        ],
+        ["tests/engine/test_steps.py::test_a_result_is_what_was_recorded_not_what_was_returned"],
+        r"'\(1, 2\)' == '\[1, 2\]'",
+    ),
+    Mutant(
+        "NaN and infinity are taken where there is no type hint",
+        [Change("core/_codec.py", "        if math.isfinite(value):\n", "        if True:\n")],
+        ["tests/core/test_codec.py"],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "a failed attempt is not recorded",
+        [
+            Change(
+                _EXECUTOR,
+                "        def failed(no: int) -> StepFailed:\n",
+                "        if retry_in is not None:\n"
+                "            call.attempt, call.failures = call.attempt + 1, call.failures + 1\n"
+                "            self._loop.call_later(retry_in / 1e6, self._outside.run_steps, [call])\n"
+                "            return\n\n"
+                "        def failed(no: int) -> StepFailed:\n",
+            )
+        ],
+        ["tests/engine/test_steps.py::test_failed_attempts_are_events_that_say_when_the_next_one_is_due"],
+        r"assert \[\] == \[1, 2, 3\]",
+    ),
+    Mutant(
+        "each try of a step has an idempotency key of its own",
+        [
+            Change(
+                "core/_definitions.py",
+                '        return f"{self.workflow_id}/{self.no}"\n',
+                '        return f"{self.workflow_id}/{self.no}/{self.attempt}"\n',
+            )
+        ],
+        ["tests/engine/test_steps.py::test_failed_attempts_are_events_that_say_when_the_next_one_is_due"],
+        r"'p/0/1'",
+    ),
+    Mutant(
+        "a result is given before it is durable",
+        [
+            Change(
+                _EXECUTOR,
+                "        part.head = HeadChange(status, None, finished_at=resident.last_at)\n",
+                "        part.head = HeadChange(status, None, finished_at=resident.last_at)\n"
+                "        self._outside.ended(resident.id, event)\n",
+            )
+        ],
+        ["tests/engine/test_durable_first.py::test_a_result_is_given_when_it_is_durable_and_not_before"],
+        r"given before it was in the log",
+    ),
+    Mutant(
+        "a step begins before the result it follows from is durable",
+        [
+            Change(
+                _EXECUTOR,
+                "            if after > resident.durable_seq:\n",
+                "            if after > resident.next_seq:\n",
+            ),
+            Change(
+                _EXECUTOR,
+                "            resident.allowed_after\n            and resident.part is None\n"
+                "            and resident.in_flight is None\n            and resident.held is None\n",
+                "            resident.allowed_after\n            and resident.held is None\n",
+            ),
+        ],
+        [
+            "tests/engine/test_durable_first.py::test_a_step_begins_when_the_result_before_it_is_durable_and_not_before"
+        ],
+        r"the second step began before the first was in the log",
+    ),
+    Mutant(
+        "a start is told before it is durable",
+        [
+            Change(
+                _EXECUTOR,
+                "        self._starting[start.new.workflow_id] = [start]\n        key =",
+                "        self._starting[start.new.workflow_id] = [start]\n"
+                "        start.tell(False, None)\n"
+                "        key =",
+            )
+        ],
+        ["tests/engine/test_durable_first.py::test_a_start_is_told_when_it_is_durable_and_not_before[start]"],
+        r"told before it was in the log",
+    ),
+    Mutant(
+        "a notification is the only thing that wakes",
+        [
+            Change(
+                "core/_worker.py",
+                "        if tick.work:\n            self._work.set()\n"
+                "        if tick.mail:\n            self._mail.set()\n",
+                "",
+            )
+        ],
+        ["tests/engine/test_mail_unheard.py::test_mail_is_found_though_its_notification_was_lost"],
+        r"not within 15 s|nothing came within 15 s",
+    ),
+    Mutant(
+        "a message stays in the inbox beside the event that it became",
+        [Change(_SCHEMA, "    if d_id is not null then\n", "    if d_id is not null and false then\n")],
+        ["tests/engine/test_mail_unheard.py::test_a_message_leaves_the_inbox_with_the_event_that_it_becomes"],
+        r"assert 1 == 0",
+    ),
+    Mutant(
+        "a message that comes twice is folded twice",
+        [
+            Change(
+                _EXECUTOR,
+                "        if message_id not in resident.folded:\n",
+                "        if True:\n",
+            )
+        ],
+        ["tests/engine/test_mail_unheard.py::test_a_message_that_was_folded_before_is_not_folded_again"],
+        r"folded again|folded into w|\[1, 1, ",
+    ),
+    Mutant(
+        "sets of tasks are gone through in the order of memory addresses",
+        [
+            Change(
+                "core/_loop.py",
+                "        super().__init__(\n            coro, loop=loop",
+                "        self._hash = id(self) >> 4\n        super().__init__(\n            coro, loop=loop",
+            )
+        ],
+        [
+            "tests/core/test_other_processes.py::test_every_construct_replays_in_a_process_with_another_hash_seed"
+        ],
+        r"== \[\]",
+    ),
+    Mutant(
+        "as_completed starts its coroutines in asyncio's own order",
+        [
+            Change(
+                "core/_loop.py",
+                "        if caller.f_globals is _ASYNCIO_TASKS and (frame :=",
+                "        if caller.f_globals is None and (frame :=",
+            )
+        ],
+        [
+            "tests/core/test_other_processes.py::test_every_construct_replays_in_a_process_with_another_hash_seed"
+        ],
+        r"== \[\]",
+    ),
+    Mutant(
+        "gather gives the results in the order in which they came in this run",
+        [
+            Change(
+                "core/_greenlets.py",
+                "class Answer:\n",
+                "import itertools\n\n_ARRIVALS = itertools.count(1)\n\n\nclass Answer:\n",
+            ),
+            Change(
+                "core/_greenlets.py", "        self._done = True\n", "        self._done = next(_ARRIVALS)\n"
+            ),
+            Change(
+                "core/_greenlets.py",
+                "        return tuple(a.error if a.error is not None else a.value for a in answers)\n",
+                "        came = sorted(answers, key=lambda a: a._done)\n"
+                "        return tuple(a.error if a.error is not None else a.value for a in came)\n",
+            ),
+        ],
+        [
+            "tests/core/test_replay.py::"
+            "test_fifty_branches_of_three_steps_replay_from_every_cut_in_any_order_of_answers[0-fifty_plain]",
+        ],
+        r"assert \[",
+    ),
+    Mutant(
+        "replay delivers all that is known before it lets code run",
+        [
+            Change(
+                "core/_driver.py",
+                "        if body is not None and body.ready and not self.finished:\n",
+                "        waits = self.replaying and self._seq > 0\n"
+                "        if body is not None and body.ready and not self.finished and not waits:\n",
+            ),
+            Change(
+                "core/_driver.py",
+                "        untaken = self._untaken\n",
+                "        body = self._body\n"
+                "        if body is not None and body.ready and not self.finished:\n"
+                "            body.drain()\n"
+                "        untaken = self._untaken\n",
+            ),
+        ],
+        ["tests/core/test_replay.py::test_replaying_any_prefix_of_a_history_asks_for_what_came_next"],
+        r"HistoryMismatch",
+    ),
+    Mutant(
+        "the arguments of a step are not compared with the recorded ones",
+        [
+            Change(
+                "core/_driver.py",
+                '        if command.args != bytes(event.args) and step.options.compare == "args":\n',
+                '        if command.args != bytes(event.args) and step.options.compare == "all":\n',
+            )
+        ],
+        ["tests/core/test_error_texts.py::test_a_mismatch_shows_history_and_code_and_what_differs"],
+        r"DID NOT RAISE|text_of|AssertionError",
+    ),
+    Mutant(
+        "arguments are compared as bytes, so that a new optional field is a difference",
+        [
+            Change(
+                "core/_driver.py",
+                "                if canonical(live) == canonical(recorded):\n",
+                "                if live == bytes(recorded):\n",
+            )
+        ],
+        ["tests/core/test_replay.py::test_an_added_optional_field_is_no_difference"],
+        r"HistoryMismatch",
+    ),
+    Mutant(
+        "eviction runs the user's finally blocks for real",
+        [
+            Change(
+                "core/_home.py",
+                "    if mark.dead:\n        raise Evicted\n",
+                "    if mark.dead or mark.instance is None:\n        return None\n",
+            )
+        ],
+        ["tests/core/test_eviction.py::test_an_evicted_workflow_s_finally_has_no_real_effect"],
+        r"assert .*== \{'finally ran'\}",
+    ),
+    Mutant(
+        "a transactional step takes its seq before its SQL runs",
+        [
+            Change(
+                "core/_transactional.py",
+                "                with running_step(info_of(call)):\n"
+                "                    args, kwargs = step.decode_args(call.command.args)\n"
+                "                    encoded = step.encode_result(step.fn(connection, *args, **kwargs))\n"
+                "                given = self._reserve(call, encoded).result()\n"
+                "                if given is None:\n"
+                "                    return None\n",
+                "                given = self._reserve(call, b'null').result()\n"
+                "                if given is None:\n"
+                "                    return None\n"
+                "                with running_step(info_of(call)):\n"
+                "                    args, kwargs = step.decode_args(call.command.args)\n"
+                "                    encoded = step.encode_result(step.fn(connection, *args, **kwargs))\n"
+                "                given = _with_result(given, encoded)\n",
+            ),
+            Change(
+                "core/_transactional.py",
+                "def _pause(attempt: int) -> float:\n",
+                "def _with_result(given: Reserved, encoded: bytes) -> Reserved:\n"
+                "    import msgspec\n"
+                "    from refold.eventlog._events import encode_event\n\n"
+                "    stream, new, event = given\n"
+                "    event = msgspec.structs.replace(event, result=msgspec.Raw(encoded))\n"
+                "    return stream, NewEvent(new.seq, new.type, new.at, encode_event(event)), event\n\n\n"
+                "def _pause(attempt: int) -> float:\n",
+            ),
+        ],
+        [
+            "tests/engine/test_transactional_seq.py::"
+            "test_what_ends_while_a_transaction_is_open_is_recorded_meanwhile[def]"
+        ],
+        r"the charge was not recorded while the booking's transaction was open",
+    ),
+    Mutant(
+        "an append goes where the stream happens to end, whatever seq it expected",
+        [
+            Change(
+                _SCHEMA,
+                "        select * from unnest(e_id, e_seq, e_type, e_at, e_body);\n",
+                "        select e.id, row_number() over (partition by e.id order by e.seq) - 1\n"
+                "                     + (select count(*) from refold.events x where x.workflow_id = e.id),\n"
+                "               e.type, e.at, e.body\n"
+                "          from unnest(e_id, e_seq, e_type, e_at, e_body) as e(id, seq, type, at, body);\n",
+            )
+        ],
+        [
+            "tests/eventlog/test_append.py::test_one_stale_append_does_no_harm_to_the_99_good_ones_in_its_flush",
+            "tests/eventlog/test_append.py::test_a_history_is_never_mixed_of_two_writers",
+        ],
+        r"AssertionError|assert",
+    ),
+    Mutant(
+        "an append that clashes is left out row by row: on conflict do nothing",
+        [
+            Change(
+                _SCHEMA,
+                "        select * from unnest(e_id, e_seq, e_type, e_at, e_body);\n",
+                "        select * from unnest(e_id, e_seq, e_type, e_at, e_body) on conflict do nothing;\n",
+            )
+        ],
+        [
+            "tests/eventlog/test_append.py::test_one_stale_append_does_no_harm_to_the_99_good_ones_in_its_flush"
+        ],
+        r"AssertionError|assert",
+    ),
+    Mutant(
+        "one stale append takes its whole flush with it",
+        [
+            Change(
+                "eventlog/_log.py",
+                "                rest = [append for append in rest if append.stream not in stale]\n",
+                "                why = next(iter(stale.values()))\n"
+                "                return Flushed(0, {append.stream: why for append in rest}, set())\n",
+            )
+        ],
+        [
+            "tests/eventlog/test_append.py::test_one_stale_append_does_no_harm_to_the_99_good_ones_in_its_flush"
+        ],
+        r"AssertionError|assert",
+    ),
+    Mutant(
+        "an event can be updated",
+        [
+            Change(
+                _SCHEMA,
+                "create or replace trigger events_are_never_updated before update on refold.events\n"
+                "    for each statement execute function refold.refuse_update();\n",
+                "",
+            )
+        ],
+        ["tests/eventlog/test_append.py::test_no_event_is_ever_updated"],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "a flush does not pass the fence",
+        [
+            Change(
+                _SCHEMA,
+                "    if f_worker is not null then\n"
+                "        perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);\n",
+                "    if f_worker is not null then\n        perform refold.be_durable();\n",
+            )
+        ],
+        ["tests/eventlog/test_fence.py::test_a_dead_worker_is_refused_as_a_whole"],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "a transactional step does not pass the fence",
+        [
+            Change(
+                _SCHEMA,
+                "    perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);\n    insert into refold.events",
+                "    insert into refold.events",
+            )
+        ],
+        [
+            "tests/eventlog/test_fence.py::"
+            "test_a_dead_worker_s_transactional_step_is_rolled_back_with_the_user_s_sql"
+        ],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "after a broken line the flush is sent again as a new one",
+        [
+            Change(
+                "eventlog/_log.py",
+                "            if sent and (done := await self._outcome(connection)):\n                return done\n"
+                "            sent = True\n            try:\n"
+                "                return await _send(connection, fence, appends)\n",
+                "            if sent:\n                self._flush_no += 1\n            sent = True\n            try:\n"
+                "                fence = (self.worker, self.name, self._epoch, self._flush_no)\n"
+                "                return await _send(connection, fence, appends)\n",
+            )
+        ],
+        [
+            "tests/eventlog/test_broken_line.py::test_a_commit_that_takes_place_after_the_client_gave_up_is_waited_for"
+        ],
+        r"AssertionError|assert",
+    ),
+    Mutant(
+        "a dead worker is never declared so",
+        [
+            Change(
+                "eventlog/_workers.py",
+                "                dead.append((worker, beat))\n",
+                "                log.debug('%s seems dead', worker)\n",
+            )
+        ],
+        [
+            "tests/eventlog/test_liveness.py::"
+            "test_a_worker_is_dead_exactly_if_it_stood_still_long_enough_or_its_lock_was_free_twice",
+        ],
+        r"assert False is",
+    ),
+    Mutant(
+        "a worker is dead after two reads, however long they are apart",
+        [
+            Change(
+                "eventlog/_workers.py",
+                "(seen.reads >= 3 and now - seen.since >= self._dead_after)",
+                "(now - seen.since >= self._dead_after)",
+            )
+        ],
+        ["tests/eventlog/test_liveness.py::test_a_watcher_that_was_frozen_itself_kills_nobody_at_once"],
+        r"\[False, True\]",
+    ),
+    Mutant(
+        "a worker is dead when its lock was free once",
+        [Change("eventlog/_workers.py", "if seen.gone >= 2 or", "if seen.gone >= 1 or")],
+        ["tests/eventlog/test_liveness.py::test_a_lock_that_was_free_once_is_no_death"],
+        r"\[False, True, False\]",
+    ),
+    Mutant(
+        "a death counts against workflows that made progress",
+        [
+            Change(
+                _SCHEMA,
+                "suspicion = case when p.progress then 0 else w.suspicion + 1 end",
+                "suspicion = w.suspicion + 1",
+            )
+        ],
+        ["tests/eventlog/test_claim.py::test_a_death_counts_only_against_workflows_that_made_no_progress"],
+        r"\('moved', 1, 0\)",
+    ),
+    Mutant(
+        "what is stuck is given to the code that it stuck on",
+        [
+            Change(
+                _SCHEMA,
+                "                  and (w.status <> 'stuck' or w.fingerprint is distinct from c.fingerprint)\n",
+                "",
+            )
+        ],
+        ["tests/eventlog/test_claim.py::test_what_is_stuck_is_given_only_to_other_code"],
+        r"assert \['o-1'\] == \[\]",
+    ),
+    Mutant(
+        "a rebuild forgets the positions of sources",
+        [
+            Change(
+                "eventlog/_rebuild.py",
+                "                        positions[source] = (int(generation), row)\n",
+                "                        del row\n",
+            )
+        ],
+        ["tests/engine/test_hand_over.py::test_starts_and_position_have_one_transaction"],
+        r"position s has a row, but no events",
+    ),
+)
