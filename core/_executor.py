@@ -53,7 +53,17 @@ from refold.eventlog._events import (
     decode_event,
     encode_event,
 )
-from refold.eventlog._log import UNKNOWN, Append, Flushed, HeadChange, Lane, Message, NewEvent, NewWorkflow
+from refold.eventlog._log import (
+    MAILED,
+    UNKNOWN,
+    Append,
+    Flushed,
+    HeadChange,
+    Lane,
+    Message,
+    NewEvent,
+    NewWorkflow,
+)
 
 log = logging.getLogger("refold.worker")
 
@@ -658,7 +668,11 @@ class Executor:
             if not existed and UNKNOWN in flushed.existing:
                 existed = None
             if error is None and existed is False and new.owner == self.worker and new.failed is None:
-                self.begin(first.workflow, first.new, first.event)
+                if MAILED + new.workflow_id in flushed.existing:
+                    self._outside.committed(new.workflow_id, [Recorded(0, new.at, first.event)])
+                    self._outside.reload(new.workflow_id)
+                else:
+                    self.begin(first.workflow, first.new, first.event)
             first.tell(existed, error)
             for other in others:
                 other.tell(True if error is None else existed, error)

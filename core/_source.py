@@ -28,7 +28,7 @@ from refold.eventlog._events import (
     WorkflowStarted,
     encode_event,
 )
-from refold.eventlog._log import UNKNOWN, Append, NewEvent, NewWorkflow, PositionMove
+from refold.eventlog._log import MAILED, UNKNOWN, Append, NewEvent, NewWorkflow, PositionMove
 from refold.eventlog._log import Lane as LogLane
 from refold.eventlog._read import SourcePosition
 
@@ -204,7 +204,7 @@ class Lane:
         for move in moves:
             await self._next_generation(move.expected, positions[move.expected.source])
         count = len(seen)
-        duplicates = len(existing - {UNKNOWN})
+        duplicates = sum(not each.startswith((UNKNOWN, MAILED)) for each in existing)
         if duplicates:
             log.info("%s of %s starts of %s were there already", duplicates, count, moves[0].label)
         return HandedOver(positions, count - duplicates, duplicates)

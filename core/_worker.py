@@ -48,7 +48,7 @@ from refold.eventlog._events import (
     encode_event,
 )
 from refold.eventlog._listen import Listener
-from refold.eventlog._log import UNKNOWN, Lane, Message, NewWorkflow
+from refold.eventlog._log import MAILED, UNKNOWN, Lane, Message, NewWorkflow
 from refold.eventlog._read import Head, Reader
 from refold.eventlog._workers import Heartbeat, Tick
 
@@ -188,13 +188,20 @@ class Worker:
             for s, new, event in began
             if new.workflow_id not in existing and new.owner == term.id
         ]
-        self.engine.loop.call_soon(self._take_up, term, mine)
+        self.engine.loop.call_soon(self._take_up, term, mine, existing)
 
     def _take_up(
-        self, term: "_Term", mine: Sequence[tuple[SourceStart, NewWorkflow, WorkflowStarted]]
+        self,
+        term: "_Term",
+        mine: Sequence[tuple[SourceStart, NewWorkflow, WorkflowStarted]],
+        existing: set[str],
     ) -> None:
         for start, new, event in mine:
-            term.executor.begin(start.workflow, new, event)
+            if MAILED + new.workflow_id in existing:
+                term.committed(new.workflow_id, [Recorded(0, new.at, event)])
+                term.reload(new.workflow_id)
+            else:
+                term.executor.begin(start.workflow, new, event)
 
     async def renewed(self) -> None:
         """Return once a worker that was fenced works again, under its new name."""

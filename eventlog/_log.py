@@ -422,6 +422,8 @@ class Lane:
 
 # Stands in `Flushed.existing` when a flush's answer was lost although it was committed.
 UNKNOWN: Final = "\0unknown"
+# Stands there before the ID of a start that is new and had mail waiting.
+MAILED: Final = "\x01"
 
 READ_STREAM: Final[LiteralString] = (
     "select seq, at, body from refold.events where workflow_id = %s order by seq"

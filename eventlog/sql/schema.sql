@@ -195,11 +195,11 @@ begin
         )
         select array_agg(s.id) into existing
           from unnest(s_id) as s(id) where not exists (select from fresh where fresh.workflow_id = s.id);
-        -- Mail that came before its workflow: told as if it came now, so that a short `recv` does not miss it.
-        perform pg_notify('refold_' || c.owner, '')
-           from (select distinct s.owner from unnest(s_id, s_owner) as s(id, owner)
-                  where s.owner is not null
-                    and exists (select from refold.inbox i where i.workflow_id = s.id)) c;
+        -- Mail came before these: their owner has to read it before it runs them. Marked with \x01, which no ID holds.
+        select existing || array_agg(E'\x01' || s.id) into existing
+          from unnest(s_id, s_owner) as s(id, owner),
+               lateral (select from refold.inbox i where i.workflow_id = s.id limit 1) as mail
+         where s.owner is not null;
     end if;
     if h_id is not null then
         update refold.workflows w

@@ -9,6 +9,7 @@ import pytest
 import refold
 from fixtures.workers import Log, wait_for
 from refold import App
+from refold.core import Move, Start
 
 
 class Verdict(msgspec.Struct):
@@ -84,6 +85,34 @@ def test_a_message_to_an_id_that_is_not_started_waits_in_the_inbox(app: App, log
     with app:
         assert later.start(id="not-yet").result(10) == "hello"
     assert log.types("not-yet") == ["WorkflowStarted", "MessageReceived", "WorkflowCompleted"]
+
+
+@pytest.mark.parametrize("where", ["outside", "child", "lane"])
+def test_mail_that_came_before_is_there_when_the_workflow_starts(app: App, log: Log, where: str) -> None:
+    """A `recv` that waits hardly at all finds it."""
+
+    @app.workflow
+    def impatient() -> str:
+        return refold.recv("t", str, timeout=timedelta(milliseconds=1))
+
+    @app.workflow
+    def parent() -> str:
+        return impatient.options(id="w").call()
+
+    with app:
+        app.send("w", "hello", "t")
+        if where == "outside":
+            assert impatient.start(id="w").result(10) == "hello"
+        elif where == "child":
+            assert parent.start().result(10) == "hello"
+        else:
+            source = app.lane("lane")
+            position = source.read_positions(["feed"]).result(10)["feed"]
+            move = Move(position, b"1", "feed", [Start(impatient, "w", b"{}")])
+            assert source.hand_over([move]).result(10).started == 1
+            assert app.get("w").result(10) == "hello"
+    assert log.types("w") == ["WorkflowStarted", "MessageReceived", "WorkflowCompleted"]
+    assert log.one("select count(*) from refold.inbox") == 0
 
 
 def test_sending_to_a_workflow_that_has_ended_is_refused(app: App, log: Log) -> None:
