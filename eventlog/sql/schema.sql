@@ -294,12 +294,14 @@ begin
                   for update skip locked) d
          order by d.due_at limit f_room
     ), mail as (
-        select w.workflow_id
-          from refold.workflows w join can c on c.name = w.name
-         where w.workflow_id in (select i.workflow_id from refold.inbox i)
-           and w.owner is null and w.status = 'waiting' and not f_alone
+        -- From the inbox to the heads, one by one: it is short, and they are many, whatever the planner guesses.
+        select m.workflow_id
+          from (select distinct i.workflow_id from refold.inbox i where not f_alone) i, lateral (
+               select w.workflow_id from refold.workflows w
+                where w.workflow_id = i.workflow_id and w.owner is null and w.status = 'waiting'
+                  and w.name = any(f_names)
+                  for update skip locked) m
          limit f_room
-           for update of w skip locked
     )
     update refold.workflows w
        set owner = f_worker, status = 'running', alone = f_alone, due_at = now_,
@@ -341,8 +343,10 @@ begin
             order by h.due_at limit 100) w;
     return query
     select 'work', null::text, null::bigint, null::timestamptz
-     where exists (select from refold.inbox i join refold.workflows w on w.workflow_id = i.workflow_id
-                    where w.owner is null and w.status = 'waiting' and w.name = any(f_names));
+     where exists (select from refold.inbox i, lateral (
+                          select from refold.workflows h
+                           where h.workflow_id = i.workflow_id and h.owner is null and h.status = 'waiting'
+                             and h.name = any(f_names) offset 0) w);
     return query
     select 'next', null::text, null::bigint, min(w.due_at)
       from unnest(f_names) as c(name), lateral (
@@ -352,8 +356,9 @@ begin
     having min(w.due_at) is not null;
     return query
     select 'mail', null::text, null::bigint, null::timestamptz
-     where exists (select from refold.inbox i join refold.workflows w on w.workflow_id = i.workflow_id
-                    where w.owner = f_worker);
+     where exists (select from refold.inbox i, lateral (
+                          select from refold.workflows h
+                           where h.workflow_id = i.workflow_id and h.owner = f_worker offset 0) w);
 end $$;
 
 -- Declares a worker dead whose beat is still the one that the caller has watched for too long: all its lanes are fenced

@@ -68,7 +68,7 @@ def test_one_stale_append_does_no_harm_to_the_99_good_ones_in_its_flush(
     ]
     assert log.types("o-50") == ["WorkflowStarted", "StepCompleted"]
     # Of the stale one nothing is left, in no table; of the others all.
-    assert log.one(count + "events where type = 'WorkflowCompleted'") == 99  # type: ignore[arg-type]
+    assert log.one(count + "events where type = 'WorkflowCompleted'") == 99  # pyright: ignore[reportArgumentType]
     assert log.rows("select workflow_id from refold.workflows where parent is not null order by 1") == [
         (f"{workflow_id}/0",) for workflow_id in good
     ]
@@ -261,7 +261,7 @@ def test_flushes_of_the_same_rows_in_any_order_never_wait_in_a_ring(
     )
     log.rows("create trigger slow after insert on refold.workflows for each row execute function slow()")
 
-    async def main() -> list[Any]:
+    async def main() -> tuple[Any, Any]:
         return await asyncio.gather(
             worker.lane.flush([Append(f"+{i}", starts=[new_workflow(i)]) for i in ids]),
             # One append with many starts, as a connector's: they are sorted as well.

@@ -54,7 +54,7 @@ def test_however_the_line_breaks_each_append_is_done_or_not_done_and_never_twice
     make_worker: MakeWorker, cut_proxy: CutProxy, log: Log, run: Run[Any]
 ) -> None:
     """Cut at 200 random moments of a commit, a moment being a byte of either direction."""
-    log.rows(_AUDIT)  # type: ignore[arg-type]
+    log.rows(_AUDIT)  # pyright: ignore[reportArgumentType]
     other = make_worker("w2")
     worker = make_worker("w1", cut_proxy.url)
     worker.start("o-1", "o-stale", "o-head")

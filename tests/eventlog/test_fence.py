@@ -205,7 +205,7 @@ def test_what_is_said_to_be_durable_is_where_the_database_turned_that_off(
     make_worker: MakeWorker, log: Log, database_name: str, run: Run[Any], fenced: bool
 ) -> None:
     """synchronous_commit = off as the default of a role or database would turn "durable on return" into a lie."""
-    log.rows(f'alter database "{database_name}" set synchronous_commit = off')  # type: ignore[arg-type]
+    log.rows(f'alter database "{database_name}" set synchronous_commit = off')  # pyright: ignore[reportArgumentType]
     log.rows("create table seen (setting text)")
     log.rows(
         "create function look() returns trigger language plpgsql as"

@@ -65,7 +65,9 @@ def _watched(reads: list[Read]) -> list[bool]:
 
 def _standing_still(reads: list[Read]) -> list[list[tuple[float, bool]]]:
     """Return for each of `reads` the (time, lock free) of those up to it that saw the same beat without a break."""
-    now, run, found = 1000.0, [], []
+    now = 1000.0
+    run: list[tuple[float, bool]] = []
+    found = []
     for read in reads:
         now += read.after
         if read.beats or read.outage or read.absent:

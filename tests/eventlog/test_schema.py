@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fixtures.lanes import MakeWorker, step_done
 from fixtures.postgres import OwnPostgres, PostgresServer, free_port
@@ -115,7 +115,7 @@ def test_a_user_who_may_not_create_the_schema_is_told_who_can_help(
     act: Callable[[str], Any], limited: str, empty_database_url: str
 ) -> None:
     url = make_conninfo(empty_database_url, user=limited)
-    database = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+    database = conninfo_to_dict(url)["dbname"]
     with pytest.raises(SchemaForbidden) as caught:
         act(url)
     assert str(caught.value) == (
@@ -132,7 +132,7 @@ def test_a_user_who_may_not_use_the_schema_is_told_what_is_missing(
     act: Callable[[str], Any], limited: str, database_url: str
 ) -> None:
     url = make_conninfo(database_url, user=limited)
-    database = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+    database = conninfo_to_dict(url)["dbname"]
     with pytest.raises(SchemaForbidden) as caught:
         act(url)
     assert str(caught.value) == (
@@ -147,7 +147,7 @@ def test_those_rights_are_all_that_a_worker_needs(
     make_worker: MakeWorker, limited: str, database_url: str, log: Log
 ) -> None:
     for right in ("usage on schema refold", "all on all tables in schema refold"):
-        log.rows(f'grant {right} to "{limited}"')  # type: ignore[arg-type]
+        log.rows(f'grant {right} to "{limited}"')  # pyright: ignore[reportArgumentType]
     url = make_conninfo(database_url, user=limited)
     check(url)
     worker = make_worker("w1", url)
@@ -156,7 +156,7 @@ def test_those_rights_are_all_that_a_worker_needs(
     worker.flush(Append("o-1", events=[step_done(1)]))
     worker.tick()
     worker.close()
-    log.rows(f'drop owned by "{limited}"')  # type: ignore[arg-type]
+    log.rows(f'drop owned by "{limited}"')  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.raises_error("DatabaseUnreachable")
