@@ -273,6 +273,8 @@ class Client:
         Raises WorkflowNotFound, WorkflowEnded when it has not ended.
         """
         if await self.reader.delete(workflow_id):
+            if self._worker is not None:
+                self._worker.ends.forget(workflow_id)
             return
         head = await self.head(workflow_id)
         if head.status == "deleted":
@@ -303,7 +305,8 @@ class Client:
 
     def _ends_now(self, workflow_id: str) -> tuple[Ends, bool]:
         if self._worker is not None:
-            return self._worker.ends, self._worker.holds(workflow_id)
+            ends = self._worker.ends
+            return ends, ends.is_recent(workflow_id) or self._worker.holds(workflow_id)
         if self._ends is None:
             listener = self._listener = Listener(self._url, [self._channel], self._heard, self._look_again)
             self._ends = Ends(self.reader, self._channel, listener.listening.is_set)

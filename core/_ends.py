@@ -1,14 +1,19 @@
 """Waiting for workflows to end: by memory, by notification, and by a slow look behind both."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
-from refold.eventlog._events import Event
+from refold.eventlog._events import Event, WorkflowCompleted
 from refold.eventlog._read import Reader
 
 # The look behind the notifications. One statement for all that is waited for, none when nothing is.
 LOOK_EVERY = 5.0
 LOOK_EVERY_UNHEARD = 0.25
+
+_RECENT: Final = 1_000  # ends remembered
+_SMALL: Final = 4_096  # bytes of a result worth remembering
 
 
 class Ends:
@@ -20,12 +25,16 @@ class Ends:
         self._heard = heard  # whether notifications arrive
         self._waiting: dict[str, set[asyncio.Future[Event]]] = {}
         self._look: asyncio.Task[None] | None = None
+        self._recent: OrderedDict[str, Event] = OrderedDict()  # ends seen here lately; small ones
 
     async def wait(self, workflow_id: str, *, here: bool) -> Event:
         """Return the last event of a workflow once it has ended.
 
         `here`: this worker holds it now, and will say `ended` or `left`.
         """
+        recent = self._recent.get(workflow_id)
+        if recent is not None:
+            return recent
         future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(workflow_id, set()).add(future)
         try:
@@ -54,12 +63,21 @@ class Ends:
         for workflow_id, event in found.items():
             self.ended(workflow_id, event)
 
-    def awaited(self, workflow_id: str) -> bool:
-        """Whether anybody waits for this workflow."""
-        return workflow_id in self._waiting
+    def is_recent(self, workflow_id: str) -> bool:
+        """Whether this process knows the workflow's end without asking."""
+        return workflow_id in self._recent
+
+    def forget(self, workflow_id: str) -> None:
+        """The workflow's history was deleted: its end is not to be had any more."""
+        self._recent.pop(workflow_id, None)
 
     def ended(self, workflow_id: str, event: Event) -> None:
         """Tell all who wait that the workflow's end, `event`, is durable."""
+        # A short workflow ends before its caller asks for the result. It must not cost three statements for that.
+        if isinstance(event, WorkflowCompleted) and len(bytes(event.result)) <= _SMALL:
+            self._recent[workflow_id] = event
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
         for future in self._waiting.pop(workflow_id, ()):
             if not future.done():
                 future.set_result(event)
