@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -53,6 +53,7 @@ _BUSY_POLL: Final = 0.002
 # throws away what the client has fetched ahead.
 _WAIT_BEFORE_PAUSE: Final = 1.0
 _RETRY: Final = 1.0
+_MISSING_LOOKS: Final = 3
 _UNREACHABLE: Final = frozenset(
     {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._AUTHENTICATION, KafkaError._SSL}
 )
@@ -66,6 +67,7 @@ class _Partition:
         self.label = f"{topic}[{partition}] for consumer {name!r}"
         # False until its position is known, and again whenever it may be wrong: nothing is taken from it then.
         self.reading = False
+        self.generation = 0
         self.out_of_range = False
         self.verify = False
         self.expected: SourcePosition | None = None
@@ -86,16 +88,34 @@ class _Partition:
     def suspend(self) -> None:
         """Stop taking records until the partition has been placed again; drop what waits."""
         self.reading = False
+        self.generation += 1
         self.waiting.clear()
 
 
-class _HandOver(msgspec.Struct):
-    """A hand-over under way: first the topics are looked at once more, then Postgres gets it."""
+class _Taken(NamedTuple):
+    """Records taken from a partition, to be handed over while it is still what it was then (`generation`)."""
 
-    taken: list[tuple[_Partition, list[Record]]]
+    part: _Partition
+    generation: int
+    records: list[Record]
+
+    def is_valid(self) -> bool:
+        """Say whether the partition has not been suspended since; else its position may be another one now."""
+        return self.part.reading and self.part.generation == self.generation
+
+
+class _HandOver(msgspec.Struct):
+    """A batch on its way: first its topics are looked at once more (`ids`), then Postgres gets it (`done`)."""
+
+    taken: list[_Taken]
     ids: "Future[dict[str, str | None]] | None"
     done: Future[HandedOver] | None = None
     after: list[tuple[_Partition, Position]] = []
+    missing: int = 0  # how often a topic of it was not there when its ID was asked for
+
+    def count(self) -> int:
+        """Return how many records it holds."""
+        return sum(len(taken.records) for taken in self.taken)
 
 
 class Reader:
@@ -119,7 +139,9 @@ class Reader:
             None
         )
         self._place_after = 0.0
+        # One batch is in Postgres' hands while the topics of the next one are looked at.
         self._handing: _HandOver | None = None
+        self._looking: _HandOver | None = None
         self._hand_after = 0.0
         self._checking: Future[set[Key]] | None = None
         self._check_at = time.monotonic() + settings.check_every
@@ -200,9 +222,9 @@ class Reader:
             self._reachable()
 
     def _under_way(self) -> "Future[Any] | None":
-        if self._handing is None:
-            return None
-        return self._handing.done or self._handing.ids
+        if self._handing is not None:
+            return self._handing.done
+        return None if self._looking is None else self._looking.ids
 
     # Callbacks: they run inside poll and consume, on our thread
 
@@ -312,7 +334,7 @@ class Reader:
         if self._placing is None:
             now = time.monotonic()
             lost = [part for part in self._partitions.values() if not part.reading]
-            in_flight = [part for part, _ in self._handing.taken] if self._handing is not None else []
+            in_flight = [] if self._handing is None else [taken.part for taken in self._handing.taken]
             # First what is under way is waited for: it may move these positions.
             if lost and now >= self._place_after and not any(part in in_flight for part in lost):
                 self._ask_to_place(lost, None)
@@ -365,41 +387,105 @@ class Reader:
     # Handing over
 
     def _begin_hand_over(self) -> None:
-        if self._handing is not None or time.monotonic() < self._hand_after:
+        """Take the next batch out of what waits, and begin to look at its topics once more."""
+        if self._looking is not None or time.monotonic() < self._hand_after:
             return
-        self._hand_after = 0.0
-        left = min(self._settings.batch_size, self._room)
-        taken: list[tuple[_Partition, list[Record]]] = []
+        left = min(self._settings.batch_size, self._room - (self._handing.count() if self._handing else 0))
+        batch: list[_Taken] = []
         for part in self._partitions.values():
             if part.waiting and part.reading and left > 0:
                 records = [part.waiting.popleft() for _ in range(min(left, len(part.waiting)))]
                 left -= len(records)
-                taken.append((part, records))
-        if not taken:
+                batch.append(_Taken(part, part.generation, records))
+        if not batch:
             return
-        named = sorted({part.key[0] for part, _ in taken if part.position.topic_id is not None})
+        named = sorted({taken.part.key[0] for taken in batch if taken.part.position.topic_id is not None})
         ids = self._aside.submit(self._lookup.topic_ids, named, must=True) if named else None
-        self._handing = _HandOver(taken, ids)
-        if ids is None:
-            self._send()
+        self._looking = _HandOver(batch, ids)
+        self._settle_looking()
+
+    def _settle_looking(self) -> None:
+        """Check the topics of the next batch when the answer is there, and send it when it is its turn."""
+        looking = self._looking
+        if looking is None or (looking.ids is not None and not self._verified(looking, looking.ids)):
+            return
+        looking.ids = None
+        if self._handing is None:
+            self._looking = None
+            self._send(looking)
+
+    def _verified(self, looking: _HandOver, ids: "Future[dict[str, str | None]]") -> bool:
+        """Drop what was read from a topic that is another one now; False when there is no answer yet.
+
+        The records were fetched before the question was asked, so the same ID as before means that they are of that
+        topic. Where it is another one, nobody can say of which of the two they are: they are dropped, and the new
+        topic is read from its beginning.
+        """
+        if not ids.done():
+            return False
+        try:
+            now = ids.result()
+        except KafkaException as exc:
+            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {exc.args[0].str()}")
+            self._look_again(looking)
+            return False
+        if looking.missing < _MISSING_LOOKS and any(
+            taken.part.position.topic_id is not None and taken.part.key[0] not in now
+            for taken in looking.taken
+        ):
+            # Gone, or a new one that this broker has not heard of yet.
+            looking.missing += 1
+            self._look_again(looking)
+            return False
+        for taken in looking.taken:
+            part = taken.part
+            # A topic that is gone for good was the old one when these were read.
+            current = now.get(part.key[0], part.position.topic_id)
+            if taken.is_valid() and part.position.topic_id not in (None, current):
+                part.suspend()
+        return True
+
+    def _look_again(self, looking: _HandOver) -> None:
+        topics = sorted({taken.part.key[0] for taken in looking.taken if taken.part.position.topic_id})
+        looking.ids = self._aside.submit(self._ask_later, topics)
+
+    def _ask_later(self, topics: Sequence[str]) -> dict[str, str | None]:
+        self._aside.pause(_RETRY / 2)
+        return self._lookup.topic_ids(topics, must=True)
+
+    def _send(self, batch: _HandOver) -> None:
+        moves = []
+        for taken in batch.taken:
+            part, _, records = taken
+            if self._partitions.get(part.key) is not part or not taken.is_valid() or part.expected is None:
+                continue  # revoked, or suspended: whoever goes on from its position reads them again
+            last = records[-1]
+            position = advance(part.position, last.offset, last.timestamp)
+            starts = [self._start_of(part.position, record) for record in records]
+            batch.after.append((part, position))
+            moves.append(
+                Move(
+                    expected=part.expected,
+                    position=encode_position(position),
+                    label=self._settings.name,
+                    starts=starts,
+                )
+            )
+        if moves:
+            batch.done = self._lane.hand_over(moves)
+            self._handing = batch
 
     def _settle_hand_over(self) -> None:
         handing = self._handing
-        if handing is None:
-            return
-        if handing.done is None:
-            if handing.ids is not None and handing.ids.done():
-                self._verified(handing, handing.ids)
-            return
-        if not handing.done.done():
+        if handing is None or handing.done is None or not handing.done.done():
             return
         self._handing = None
         try:
             handed = handing.done.result()
         except PositionMoved:
             # Another consumer has these partitions, or had them. What it handed over is done.
-            for part, _ in handing.taken:
-                part.suspend()
+            for taken in handing.taken:
+                taken.part.suspend()
             return
         except Exception as exc:
             self._not_handed_over(handing, exc)
@@ -411,62 +497,7 @@ class Reader:
             assert part.expected is not None
             part.expected = handed.positions[part.expected.source]
             part.position = position
-        self._tell_kafka([(part, position) for part, position in handing.after])
-
-    def _verified(self, handing: _HandOver, ids: "Future[dict[str, str | None]]") -> None:
-        """Hand over what was read from topics that are still the same; a topic that is another one now starts anew.
-
-        The records were fetched before the question was asked, so the same ID as before means that they are of that
-        topic. Where it is another one, nobody can say of which of the two they are: they are dropped, and the new
-        topic is read from its beginning.
-        """
-        try:
-            now = ids.result()
-        except KafkaException as exc:
-            self._complain("unreachable", f"can't reach Kafka at {self._bootstrap}: {exc.args[0].str()}")
-            topics = sorted({part.key[0] for part, _ in handing.taken})
-            handing.ids = self._aside.submit(self._ask_later, topics)
-            return
-        same = []
-        for part, records in handing.taken:
-            # A topic that is gone was the old one when these were read.
-            current = now.get(part.key[0], part.position.topic_id)
-            if part.position.topic_id is not None and current != part.position.topic_id:
-                part.suspend()
-            else:
-                same.append((part, records))
-        handing.taken = same
-        if same:
-            self._send()
-        else:
-            self._handing = None
-
-    def _ask_later(self, topics: Sequence[str]) -> dict[str, str | None]:
-        self._aside.pause(_RETRY)
-        return self._lookup.topic_ids(topics, must=True)
-
-    def _send(self) -> None:
-        assert self._handing is not None
-        moves = []
-        for part, records in self._handing.taken:
-            if self._partitions.get(part.key) is not part or not part.reading or part.expected is None:
-                continue  # revoked meanwhile: its next owner reads them
-            last = records[-1]
-            position = advance(part.position, last.offset, last.timestamp)
-            starts = [self._start_of(part.position, record) for record in records]
-            self._handing.after.append((part, position))
-            moves.append(
-                Move(
-                    expected=part.expected,
-                    position=encode_position(position),
-                    label=self._settings.name,
-                    starts=starts,
-                )
-            )
-        if moves:
-            self._handing.done = self._lane.hand_over(moves)
-        else:
-            self._handing = None
+        self._tell_kafka(handing.after)
 
     def _start_of(self, position: Position, record: Record) -> WorkflowStart:
         encoded = self._settings.codec.encode(record)
@@ -497,13 +528,16 @@ class Reader:
         if self._said.may_say("hand-over"):
             log.error(
                 "consumer %s could not hand over %s records; it tries again: %s",
-                self._settings.name, sum(len(records) for _, records in handing.taken), exc, exc_info=exc,
+                self._settings.name, handing.count(), exc, exc_info=exc,
             )  # fmt: skip
         self._strict = True
         self._hand_after = time.monotonic() + _RETRY
-        for part, records in handing.taken:
-            if part.reading:
-                part.waiting.extendleft(reversed(records))
+        # In the order in which they were read: these come before those of the next batch.
+        for batch in (self._looking, handing):
+            for taken in batch.taken if batch is not None else ():
+                if taken.is_valid():
+                    taken.part.waiting.extendleft(reversed(taken.records))
+        self._looking = None
 
     def _tell_kafka(self, moved: Sequence[tuple[_Partition, Position]]) -> None:
         """Commit the offsets to Kafka, last of all and without waiting: monitors of lag look at them, nobody else."""
@@ -522,6 +556,7 @@ class Reader:
 
     def _settle(self) -> None:
         self._settle_hand_over()
+        self._settle_looking()
         self._settle_placing()
         self._settle_count()
         self._settle_check()

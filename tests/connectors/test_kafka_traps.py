@@ -153,13 +153,15 @@ def test_6_a_commit_that_kafka_refuses_holds_nothing_up(mock_broker: MockBroker,
     """Guard: commits are asynchronous hints, and nothing hangs on them. Synchronous ones raise, done or not."""
     topic = mock_broker.create_topic()
     mock_broker.refuse(MockBroker.OFFSET_COMMIT, *[3] * 50)  # unknown topic or partition
-    with Watched(database_url, mock_broker, topic) as shop:
-        for n in range(3):
-            mock_broker.produce(topic, order(n))
-            shop.wait_ended(n + 1)
+    try:
+        with Watched(database_url, mock_broker, topic) as shop:
+            for n in range(3):
+                mock_broker.produce(topic, order(n))
+                shop.wait_ended(n + 1)
+    finally:
+        mock_broker.accept(MockBroker.OFFSET_COMMIT)
     assert shop.results() == ["0", "1", "2"]
     assert shop.connector.tries == 1, "the client went on"
-    mock_broker.refuse(MockBroker.OFFSET_COMMIT, 0)
 
 
 def test_7_answers_outlive_the_call_that_asked(apache_broker: ApacheBroker) -> None:
