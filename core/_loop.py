@@ -189,7 +189,7 @@ class LoopBody(asyncio.AbstractEventLoop):
         instance = self._instance
         instance.home.instance = instance
         host = _get_running_loop()
-        host_task = None if host is None or _swap_current_task is None else _swap_current_task(host, None)
+        host_task = _take_current_task(host)
         hooks = sys.get_asyncgen_hooks()
         _set_running_loop(self)
         sys.set_asyncgen_hooks(self.hold_generator, _leave_alone)
@@ -385,6 +385,13 @@ class LoopBody(asyncio.AbstractEventLoop):
 _get_running_loop: Final = asyncio._get_running_loop
 _set_running_loop: Final = asyncio._set_running_loop
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
+
+
+def _take_current_task(host: asyncio.AbstractEventLoop | None) -> asyncio.Task[Any] | None:
+    """Return the task that `host` is running, which from now on it is not; None when it runs a plain callback."""
+    if host is None or _swap_current_task is None or asyncio.current_task(host) is None:
+        return None  # asked first: where there is none, Python 3.12 raises KeyError for taking it away
+    return _swap_current_task(host, None)  # type: ignore[no-any-return]
 
 
 def _leave_alone(generator: AsyncGenerator[Any, Any]) -> None:
