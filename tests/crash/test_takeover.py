@@ -156,7 +156,7 @@ def test_a_frozen_workers_work_is_done_by_others_and_it_comes_back_as_a_new_work
     wait_for(lambda: len(beats(log)) == 1, "it is there")
     held.held.start("step", "step", id="plain")
     held.booking.start("ann", "booking", id="booking")
-    held.ticker.start(200, id="ticker")
+    held.ticker.start(60, id="ticker")
     wait_for(lambda: log.one("select count(*) from tries") == 2, "it is in both steps, the seat's row locked")
     wait_for(lambda: len(log.types("ticker")) > 5, "it ticks")
     sleeper.signal(signal.SIGSTOP)
@@ -272,3 +272,40 @@ def test_a_flush_that_commits_after_its_worker_was_killed_counts_once(
     # Whoever's first step it is in the log, it is there once, and the code saw that one.
     assert log.events("h", "WorkflowCompleted")[0]["result"] == [event["result"] for event in completed]
     assert completed[1]["result"] == heir.pid
+
+
+@pytest.mark.timeout(110)
+def test_a_transactional_step_whose_worker_is_killed_in_its_commit_books_once(
+    log: Log, programs: Programs, client: App
+) -> None:
+    """Rows and event are written, the commit waits; the worker dies, and the heir has to get past its locks."""
+    log.rows(TABLES)
+    log.rows(
+        "create function hold() returns trigger language plpgsql as"
+        " 'begin perform pg_advisory_xact_lock(42); return null; end'"
+    )
+    log.rows(
+        "create constraint trigger held_at_commit after insert on bookings deferrable initially deferred"
+        " for each row execute function hold()"
+    )
+    log.rows("insert into gates values ('open')")
+    victim = programs.start_command(COMMAND)
+    wait_for(lambda: len(beats(log)) == 1, "it is there")
+    with psycopg.connect(log.url) as blocker:
+        blocker.execute("select pg_advisory_xact_lock(42)")
+        held.booking.start("ann", "open", id="b")
+        wait_for(
+            lambda: log.rows("select 1 from pg_stat_activity where wait_event = 'advisory'"),
+            "the commit waits",
+        )
+        victim.kill()
+        heir = programs.start_command(COMMAND)
+        wait_for(lambda: pids(log, "b/0")[1:] == [heir.pid], "the heir runs the step")
+        wait_for(
+            lambda: log.rows("select 1 from pg_stat_activity where wait_event = 'advisory'"),
+            "the heir's commit waits, the victim's is gone",
+        )
+    log.wait_status("b", "completed")
+    assert log.rows("select who, pid from bookings") == [("ann", heir.pid)]
+    assert log.one("select taken from seats") == 1
+    assert log.types("b") == ["WorkflowStarted", "StepCompleted", "WorkflowCompleted"]

@@ -28,7 +28,7 @@ def completed_branches(log: Log, workflow_id: str) -> list[int]:
 @pytest.mark.timeout(110)
 def test_branches_killed_at_random_points_end_as_if_nothing_had_been(log: Log, programs: Programs) -> None:
     choice = random.Random(50)
-    kinds = {f"{kind}-{n}": kind for n in range(12) for kind in ("gathered", "ordered")}
+    kinds = {f"{kind}-{n}": kind for n in range(10) for kind in ("gathered", "ordered")}
 
     def kill_one(workflow_id: str) -> int:
         die_at = choice.randint(1, STEPS)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -107,8 +108,6 @@ def test_a_timer_wakes_an_evicted_workflow(app: App, log: Log) -> None:
 
 @pytest.mark.usefixtures("quick_eviction")
 def test_a_retry_that_is_far_away_wakes_an_evicted_workflow_at_its_recorded_time(app: App, log: Log) -> None:
-    from datetime import timedelta
-
     @refold.step(retries=1, retry_delay=timedelta(seconds=1))
     def shaky() -> int:
         if refold.step_info().attempt == 1:
@@ -126,6 +125,35 @@ def test_a_retry_that_is_far_away_wakes_an_evicted_workflow_at_its_recorded_time
     failed, done = log.events("p")[1:3]
     assert done["at"].timestamp() >= failed["retry_at"] / 1e6
     assert len(log.events("p", "StepFailed")) == 1
+
+
+@pytest.mark.usefixtures("quick_eviction")
+def test_a_retry_that_a_replay_finds_waits_for_its_recorded_time(app: App, log: Log) -> None:
+    """A message wakes the workflow before its retry is due: the schedule is the recorded one, not a new one."""
+    tried: list[int] = []
+
+    @refold.step(retries=1, retry_delay=timedelta(seconds=1), jitter=0)
+    async def shaky() -> int:
+        tried.append(refold.step_info().attempt)
+        if len(tried) == 1:
+            raise OSError("once")
+        return refold.step_info().attempt
+
+    @app.workflow
+    async def patient() -> int:
+        attempt, _ = await asyncio.gather(shaky(), refold.arecv("t", str))
+        return attempt
+
+    with app:
+        handle = patient.start(id="p")
+        wait_evicted(app, log, "p")
+        app.send("p", "awake", "t")
+        assert handle.result(10) == 2
+    started, failed, received, done, _ = log.events("p")
+    assert received["type"] == "MessageReceived"
+    assert received["at"].timestamp() < failed["retry_at"] / 1e6 <= done["at"].timestamp()
+    assert tried == [1, 2]
+    assert started["seq"] == 0
 
 
 @pytest.mark.usefixtures("quick_eviction")

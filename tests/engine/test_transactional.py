@@ -279,6 +279,113 @@ def test_messages_that_come_while_a_transaction_commits_keep_their_place(app: Ap
     assert booked(books, "m") == 5
 
 
+def held_up(books: Log) -> bool:
+    """Whether a session waits for the advisory lock that a test holds."""
+    return bool(
+        books.rows(
+            "select 1 from pg_stat_activity where datname = current_database() and wait_event = 'advisory'"
+        )
+    )
+
+
+@pytest.mark.parametrize("colour", ["def", "async"])
+def test_while_a_steps_commit_is_under_way_nothing_else_takes_its_place(
+    app: App, books: Log, colour: str
+) -> None:
+    """A message and a step's result come while the transaction commits: they are kept back, then follow it."""
+    books.rows(
+        "create function hold() returns trigger language plpgsql as"
+        " 'begin perform pg_advisory_xact_lock(42); return null; end'"
+    )
+    books.rows(
+        "create constraint trigger held_at_commit after insert on bookings deferrable initially deferred"
+        " for each row execute function hold()"
+    )
+    go_on = threading.Event()
+
+    @refold.step
+    def charge() -> int:
+        assert go_on.wait(20)
+        return 5
+
+    @app.workflow
+    async def one() -> list[int]:
+        booking = book.acall("slow") if colour == "def" else abook("slow")
+        return list(await asyncio.gather(booking, charge.acall(), refold.arecv("t", int)))
+
+    @app.workflow
+    async def neighbour() -> str:
+        return await refold.arecv("t", str)
+
+    with app, psycopg.connect(books.url) as blocker:
+        blocker.execute("select pg_advisory_xact_lock(42)")
+        handle = one.start(id="w")
+        wait_for(lambda: held_up(books), "the booking's commit waits")
+        go_on.set()
+        app.send("w", 7, "t")
+        other = neighbour.start()
+        app.send(other.id, "flows on", "t")
+        assert other.result(10) == "flows on"
+        assert books.types("w") == ["WorkflowStarted"]
+        blocker.rollback()
+        assert handle.result(20) == [1, 5, 7]
+    assert books.events("w")[1]["name"] in ("book", "abook")
+    assert booked(books, "slow") == 1
+
+
+@pytest.mark.parametrize("colour", ["def", "async"])
+def test_a_transaction_commits_only_after_all_that_comes_before_it_in_the_log(
+    app: App, books: Log, colour: str
+) -> None:
+    """The charge's event is on the wire when the booking is done: the booking waits until that is durable."""
+    books.rows(
+        "create function hold() returns trigger language plpgsql as"
+        " 'begin perform pg_advisory_xact_lock(42); return new; end'"
+    )
+    books.rows(
+        "create trigger held_at_insert before insert on refold.events for each row"
+        " when (convert_from(new.body, 'UTF8') like '%%\"charge\"%%') execute function hold()"
+    )
+    begun, go_on = threading.Event(), threading.Event()
+
+    @refold.step
+    def charge() -> int:
+        return 5
+
+    @refold.step(transaction=True)
+    def slow(conn: psycopg.Connection[Any]) -> int:
+        conn.execute("insert into bookings (who) values ('slow')")
+        begun.set()
+        assert go_on.wait(20)
+        return 1
+
+    @refold.step(transaction=True)
+    async def aslow(conn: psycopg.AsyncConnection[Any]) -> int:
+        await conn.execute("insert into bookings (who) values ('slow')")
+        begun.set()
+        assert await asyncio.to_thread(go_on.wait, 20)
+        return 1
+
+    @app.workflow
+    async def one() -> list[int]:
+        booking = slow.acall() if colour == "def" else aslow()
+        return list(await asyncio.gather(booking, charge.acall()))
+
+    with app, psycopg.connect(books.url) as blocker:
+        blocker.execute("select pg_advisory_xact_lock(42)")
+        handle = one.start(id="w")
+        assert begun.wait(10)
+        wait_for(lambda: held_up(books), "the charge's event is on the wire")
+        go_on.set()
+        executor: Any = app._worker._term.executor  # type: ignore[union-attr]
+        wait_for(lambda: executor.residents["w"].held is not None, "the booking has asked for its place")
+        assert books.types("w") == ["WorkflowStarted"]
+        books.check()
+        blocker.rollback()
+        assert handle.result(20) == [1, 5]
+    assert books.events("w", "StepCompleted")[0]["name"] == "charge"
+
+
 def test_a_transaction_that_loses_its_connection_is_run_again(app: App, books: Log) -> None:
     tries = 0
 

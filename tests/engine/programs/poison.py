@@ -19,7 +19,7 @@ from refold.eventlog._workers import Heartbeat
 TABLES = "create table tries (key text not null, pid int not null)"
 
 # Only faster: the counts and their order are the shipped ones.
-(Heartbeat.__init__.__kwdefaults__ or {}).update(every=0.2, dead_after=1.0)
+(Heartbeat.__init__.__kwdefaults__ or {}).update(every=0.2)
 _worker.EXCLUSIVE_AFTER = 0.5  # type: ignore[misc]
 _worker.BLOCKED_WARN = 0.3  # type: ignore[misc]
 _worker.BLOCKED_GIVE_UP = 1.5  # type: ignore[misc]
