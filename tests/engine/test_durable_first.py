@@ -41,7 +41,7 @@ def wait_until_held(log: Log) -> None:
 def is_awaited(app: App, workflow_id: str) -> bool:
     """Whether a caller in this process waits for the workflow's end."""
     worker = app._worker
-    return worker is not None and worker.ends.awaited(workflow_id)
+    return worker is not None and workflow_id in worker.ends._waiting
 
 
 def test_a_result_is_given_when_it_is_durable_and_not_before(app: App, log: Log) -> None:
