@@ -53,9 +53,9 @@ MUTANTS: Final[Sequence[Mutant]] = (
         [
             Change(
                 _READER,
-                "            self._handing.done = self._lane.hand_over(moves)\n",
-                "            self._tell_kafka(self._handing.after)\n"
-                "            self._handing.done = self._lane.hand_over(moves)\n",
+                "            batch.done = self._lane.hand_over(moves)\n",
+                "            self._tell_kafka(batch.after)\n"
+                "            batch.done = self._lane.hand_over(moves)\n",
             )
         ],
         [
