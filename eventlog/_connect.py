@@ -60,7 +60,7 @@ def describe(url: str) -> str:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # libpq: `connection to server at "127.0.0.1", port 5432 failed: Connection refused`, then a question over two lines.
+    # libpq: `connection to server at "127.0.0.1", port 5432 failed: Connection refused`, and a question on two lines.
     # Where it was is said already.
     reasons = [line.rpartition(" failed: ")[2] for line in lines if " failed: " in line] or lines
     return " ".join((reasons[-1] if reasons else type(error).__name__).split()).rstrip(".?")

@@ -11,8 +11,9 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import refold
 import refold.connectors
+import refold.core
+import refold.eventlog
 from refold.core import RefoldError
 
 ROOT = Path(__file__).parents[2]
