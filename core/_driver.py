@@ -667,6 +667,10 @@ class ChildHandle(Generic[R]):
             "Wait for handle.result(), or ask app.get(id) from outside.",
         )
 
+    async def astatus(self) -> str:
+        """Refuse, as `status` does."""
+        return self.status()
+
     def _check(self, call: str) -> Instance:
         if find_instance() is not self._instance:
             raise WrongCall(

@@ -11,9 +11,6 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import refold.connectors
-import refold.core
-import refold.eventlog
 from refold.core import RefoldError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +23,7 @@ def _subclasses(cls: type[BaseException]) -> Iterator[type[BaseException]]:
 
 
 def _all_errors() -> set[str]:
-    for package in (refold.core, refold.connectors, refold.eventlog):
+    for package in (core, connectors, eventlog):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     return {cls.__name__ for cls in _subclasses(RefoldError) if cls.__module__.startswith("refold.")}
