@@ -42,7 +42,6 @@ class DevService(Protocol):
     def describe(self) -> Sequence[tuple[str, str]]:
         """Return lines for the summary: a label (`broker`) and what to say about it."""
         ...
-        ...
 
     def try_next(self) -> str | None:
         """Return a command that makes the app do something, if there is one."""
