@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from refold import connectors, core, eventlog
 from refold.core import RefoldError
 
 ROOT = Path(__file__).parents[2]
