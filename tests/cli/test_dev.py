@@ -5,6 +5,7 @@ import time
 import pytest
 
 from fixtures.terminal import SHOP, Terminal
+from fixtures.workers import wait_for
 from refold.eventlog import embedded_postgres
 
 ORDER = '{"id": "o-1", "amount": 5}'
@@ -57,3 +58,32 @@ def _server(desk: Terminal) -> int:
     """The process number of the embedded server, which this starts if it is not up."""
     with embedded_postgres(desk.folder) as server:
         return server.pid
+
+
+BUSY = """\
+import threading
+
+import refold
+
+app = refold.App("busy")
+
+
+@refold.step
+def wait_for_ever() -> None:
+    threading.Event().wait(60)
+
+
+@app.workflow
+def stubborn() -> None:
+    wait_for_ever()
+"""
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_does_not_wait_for_a_step_that_goes_on(desk: Terminal) -> None:
+    desk.write("busy.py", BUSY)
+    dev = desk.start("dev", "busy.py")
+    dev.wait_for(["busy.py runs, ... try refold start busy.py stubborn"])
+    desk.type("start", "busy.py", "stubborn", "--id", "one")
+    wait_for(lambda: desk.type("list", "--json").json["workflows"][0]["status"] == "running", "it runs")
+    assert dev.interrupt() < 3
