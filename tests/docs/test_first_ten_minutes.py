@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.pages import Page
+from fixtures.terminal import remove_embedded_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,10 @@ def test_the_first_ten_minutes_are_as_the_page_says(wheel: Path, tmp_path: Path)
         return None
 
     page = Page(empty, clean, python=str(python), instead=with_our_wheel)
-    page.run(ROOT / "docs" / "first-ten-minutes.md")
+    try:
+        page.run(ROOT / "docs" / "first-ten-minutes.md")
+    finally:
+        remove_embedded_data(empty)
 
     assert page.typed[:2] == ["pip install 'refold[dev]'", "refold init shop && refold dev shop/shop.py"]
     assert len(page.stop_seconds) == 2
