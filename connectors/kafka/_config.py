@@ -106,7 +106,7 @@ def admin_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if key.startswith(
             ("sasl.", "ssl.", "security.", "socket.", "broker.", "enable.ssl.", "client.", "reconnect.")
         )
-        or key in ("oauth_cb", "debug", "api.version.request", "enable.sasl.oauthbearer.unsecure.jwt")
+        or key in ("oauth_cb", "api.version.request", "enable.sasl.oauthbearer.unsecure.jwt")
     }
     return {"client.id": "refold", **connecting, "bootstrap.servers": bootstrap}
 
