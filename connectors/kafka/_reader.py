@@ -152,6 +152,8 @@ class Reader:
         self.is_paused = False
         self._strict = False
         config = consumer_config(bootstrap, settings.group, settings.config, cluster)
+        # A small part of what the group allows between two polls.
+        self._patience = min(_WAIT_BEFORE_PAUSE, int(config.get("max.poll.interval.ms", 300_000)) / 10_000)
         for callback in ("stats_cb", "throttle_cb"):
             if callback in config:
                 config[callback] = self._guarded(config[callback])
@@ -197,7 +199,7 @@ class Reader:
         batch_size = self._settings.batch_size
         pending = self._under_way()
         if self._is_full() and not self.is_paused:
-            if pending is not None and concurrent.futures.wait([pending], _WAIT_BEFORE_PAUSE).done:
+            if pending is not None and concurrent.futures.wait([pending], self._patience).done:
                 return  # its end makes room
             self._pause(True)
         timeout = _IDLE_POLL

@@ -50,7 +50,7 @@ def test_a_backlog_starts_only_as_much_as_may_be_in_flight(
 
     topic = apache_broker.create_topic()
     apache_broker.produce(topic, *(order(n) for n in range(80)))
-    config = {"max.poll.interval.ms": 1_000, "session.timeout.ms": 1_000}
+    config = {"max.poll.interval.ms": 1_500, "session.timeout.ms": 1_500}
     shop = Watched(
         database_url, apache_broker, topic, workflow=workflow, config=config,
         max_in_flight=10, batch_size=5, count_every=0.1,
@@ -58,7 +58,9 @@ def test_a_backlog_starts_only_as_much_as_may_be_in_flight(
     with shop:
         shop.wait(shop.connector.is_paused)
         counted = shop.connector.counts
-        shop.wait(lambda: shop.connector.counts >= counted + 20, "twenty counts, so two poll intervals")
+        shop.wait(
+            lambda: shop.connector.counts >= counted + 20, "twenty counts, so more than a poll interval"
+        )
         assert shop.connector.is_paused()
         # At the count a batch may have been under way.
         [(started,)] = ask(database_url, "select count(*) from refold.workflows")

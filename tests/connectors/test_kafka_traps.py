@@ -187,8 +187,8 @@ def test_8_a_postgres_that_is_away_for_long_costs_no_partition(
 
     topic = apache_broker.create_topic()
     config = {
-        "max.poll.interval.ms": 1_000,
-        "session.timeout.ms": 1_000,
+        "max.poll.interval.ms": 2_000,
+        "session.timeout.ms": 2_000,
         "statistics.interval.ms": 200,
         "stats_cb": stats,
     }
@@ -203,7 +203,7 @@ def test_8_a_postgres_that_is_away_for_long_costs_no_partition(
             for n in range(20):
                 apache_broker.produce(topic, order(f"n{n}"))
             shop.wait(lambda: _is_handing_over(database_url), "the hand-over that waits")
-            until = served + 15  # three poll intervals
+            until = served + 25  # two and a half poll intervals
             shop.wait(lambda: served >= until, "callbacks, so polls")
             assert _members(apache_broker, "orders") == members
         shop.wait_ended(21)
