@@ -4,15 +4,22 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import Final
 
 from refold.core._clock import LogClock
+
+_SIFT_FROM: Final = 10_000
 
 
 class Alarms:
     """Calls `due()` when the earliest alarm has come; it takes what is due with `pop`. Used on the engine's thread."""
 
-    def __init__(self, clock: LogClock, due: Callable[[], None]) -> None:
+    def __init__(
+        self, clock: LogClock, due: Callable[[], None], counts: Callable[[int, str, int], bool]
+    ) -> None:
         self._clock, self._due = clock, due
+        self._counts = counts  # whether anybody still waits for (when, workflow, command)
+        self._sift_at = _SIFT_FROM
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[int, int, str, int]] = []
         self._tiebreak = itertools.count()
@@ -22,6 +29,11 @@ class Alarms:
     def set(self, when: int, workflow_id: str, no: int) -> None:
         """Set an alarm for command `no`. There is no unset: who takes it looks whether it still counts."""
         heapq.heappush(self._heap, (when, next(self._tiebreak), workflow_id, no))
+        if len(self._heap) >= self._sift_at:
+            # Time-outs that were not needed and sleepers that left memory: they would stay for as long as they are set.
+            self._heap = [alarm for alarm in self._heap if self._counts(alarm[0], alarm[2], alarm[3])]
+            heapq.heapify(self._heap)
+            self._sift_at = max(_SIFT_FROM, 2 * len(self._heap))
         self._arm()
 
     def pop(self) -> tuple[int, str, int] | None:

@@ -15,9 +15,9 @@ from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 from refold.core import _garbage
 from refold.core._client import Client, Page, WorkflowInfo
 from refold.core._codec import encode_message
-from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow
+from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow, is_in_step
 from refold.core._engine import Engine, refuse_on_a_loop
-from refold.core._errors import DefinitionRefused
+from refold.core._errors import DefinitionRefused, WrongCall
 from refold.core._handle import WorkflowHandle
 from refold.core._home import find_instance
 from refold.core._source import Connector, Lane
@@ -240,6 +240,14 @@ class App:
 
     def _open(self) -> Engine:
         """Find the database, make sure of its schema, and start the engine's thread; once."""
+        # Without the lock: whoever stops the worker holds it while steps end, and those may call the app.
+        if (engine := self._engine) is not None:
+            return engine
+        if is_in_step():
+            raise WrongCall(
+                f"a step called app {self.name!r} after its worker had stopped",
+                "Nothing was done; the step runs again on another worker.",
+            )
         with self._lock:
             if self._engine is None:
                 self._url = self._find_database()

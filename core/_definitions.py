@@ -105,6 +105,11 @@ def running_step(info: StepInfo) -> Iterator[None]:
         _running.reset(token)
 
 
+def is_in_step() -> bool:
+    """Whether a running step is calling."""
+    return _running.get() is not None
+
+
 def step_info() -> StepInfo:
     """Return which try of which step is running; raises WrongCall outside of a running step."""
     running = _running.get()

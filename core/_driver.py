@@ -43,6 +43,7 @@ from refold.core._errors import (
 from refold.core._failures import ErrorClassNotFound, rebuild_error_exactly, record_error
 from refold.core._greenlets import GreenletBody
 from refold.core._home import Home, find_instance
+from refold.core._ids import check_id
 from refold.core._loop import LoopBody
 from refold.eventlog import RefoldError
 from refold.eventlog._events import (
@@ -233,6 +234,7 @@ class Instance:
     ) -> tuple[Waiter, str]:
         no = self._next_no
         child_id = id if id is not None else f"{self.workflow_id}/{no}"
+        check_id(child_id)
         command = StartChild(no, workflow, child_id, input, digest)
         waiter = self._new_waiter()
         self._ask(command, waiter)
@@ -240,6 +242,7 @@ class Instance:
 
     def send(self, to: str, topic: str, value: bytes) -> None:
         """Ask for a message to be sent; never waits."""
+        check_id(to)
         no = self._next_no
         self._ask(SendMessage(no, to, topic, value, f"{self.workflow_id}/{no}"), None)
 

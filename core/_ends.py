@@ -1,12 +1,15 @@
 """Waiting for workflows to end: by memory, by notification, and by a slow look behind both."""
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
 from refold.eventlog._events import Event, WorkflowCompleted
 from refold.eventlog._read import Reader
+
+log = logging.getLogger("refold.worker")
 
 # The look behind the notifications. One statement for all that is waited for, none when nothing is.
 LOOK_EVERY = 5.0
@@ -104,7 +107,12 @@ class Ends:
         while self._waiting:
             await asyncio.sleep(LOOK_EVERY if self._heard() else LOOK_EVERY_UNHEARD)
             if self._waiting:
-                await self.look(list(self._waiting))
+                try:
+                    await self.look(list(self._waiting))
+                except Exception as error:
+                    log.warning(
+                        "the ends of workflows could not be read, and are looked for again: %s", error
+                    )
 
     def close(self) -> None:
         """Let all who wait go, with an error."""

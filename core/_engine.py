@@ -120,10 +120,16 @@ class Engine:
             self.post(lambda: [task.cancel() for task in tasks])
             raise
 
+    def _end(self) -> None:
+        # Whoever waits for one of these from another thread must hear that it is over.
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.call_later(0.05, self.loop.stop)
+
     def close(self) -> None:
         """End the thread; what still runs on the loop is dropped."""
         if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.loop.call_soon_threadsafe(self._end)
             self._thread.join(5)
         if not self.loop.is_running():
             self.loop.close()

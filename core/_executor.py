@@ -132,6 +132,7 @@ class Executor:
         self.worker = worker
         self.clock = clock
         self.residents: dict[str, Resident] = {}
+        self.abandoned = False  # nothing more is written or run under this name
         self.accepting = True  # False: starts go to whoever has room
         self.accepting_steps = True  # False: shutting down, what only waits is let go
         self._lane = lane
@@ -139,12 +140,12 @@ class Executor:
         self._capacity = capacity
         self._loop = asyncio.get_running_loop()
         self._starting: dict[str, list[Start]] = {}
-        self._senders: dict[str, list[Callable[[], None]]] = {}
+        self._senders: dict[str, list[Callable[[Exception | None], None]]] = {}
         self._waiting_durable: dict[str, list[Callable[[], None]]] = {}
         # Being read from the log, with the mail that came meanwhile.
         self.loading: dict[str, list[tuple[str, Event]]] = {}
         self._idle: dict[str, Resident] = {}
-        self._alarms = Alarms(clock, self._fire_due)
+        self._alarms = Alarms(clock, self._fire_due, self._waits_for)
         self._sweep: asyncio.TimerHandle | None = None
         self._pump = Pump(lane, sending=self._sending, flushed=self._flushed, failed=self._unable)
         self.driving_since: float | None = None  # monotonic; for the watchdog
@@ -166,23 +167,29 @@ class Executor:
 
     def start(self, start: Start) -> None:
         """Start a workflow in the next flush, owned by this worker if it has room."""
+        if self.abandoned:
+            start.tell(None, Fenced(self.worker))
+            return
         waiting = self._starting.get(start.new.workflow_id)
         if waiting is not None:
             waiting.append(start)
             return
         self._starting[start.new.workflow_id] = [start]
-        key = "+" + start.new.workflow_id
+        key = "\0+" + start.new.workflow_id  # no workflow's ID can look like that
         self._pump.add(key, Append(key, starts=[start.new]))
 
-    def send(self, message: Message, tell: Callable[[], None]) -> None:
+    def send(self, message: Message, tell: Callable[[Exception | None], None]) -> None:
         """Put a message into an inbox with the next flush."""
-        key = f"@{message.to}/{message.message_id}"
+        if self.abandoned:
+            tell(Fenced(self.worker))
+            return
+        key = f"\0@{message.to}/{message.message_id}"
         self._pump.add(key, Append(key, messages=[message]))
         self._senders.setdefault(key, []).append(tell)
 
     def begin(self, workflow: Workflow[..., Any], new: NewWorkflow, event: WorkflowStarted) -> None:
         """Take up a workflow whose start, owned by this worker, has just become durable."""
-        if new.workflow_id in self.residents:
+        if new.workflow_id in self.residents or self.abandoned:
             return
         resident = Resident(
             new.workflow_id,
@@ -212,7 +219,12 @@ class Executor:
         park: bool = False,
     ) -> None:
         """Replay a workflow that this worker claimed, and go on with what its code asks for now."""
-        if workflow_id in self.residents:
+        here = self.residents.get(workflow_id)
+        if here is not None:
+            # An eviction that is durable, and whose answer is still under way, can have been claimed again already.
+            here.claimed_again = here.evicting
+            return
+        if self.abandoned:
             return
         first = history[0].event
         assert isinstance(first, WorkflowStarted), f"{workflow_id}: event 0 is {type(first).__name__}"
@@ -237,6 +249,8 @@ class Executor:
         resident.instance.replaying = True
         self._drive(resident, history)
         resident.instance.replaying = False
+        for no in [no for no, (_, command) in resident.retries.items() if command is None]:
+            del resident.retries[no]  # the code has cancelled that step since
         for message_id, event in mail:
             self._fold(resident, message_id, event)
         self._check_children(resident)
@@ -326,7 +340,13 @@ class Executor:
             return
         resident = self.residents[call.workflow_id]
         if resident.held is not None:
-            resident.held.append(lambda: self.reserve(call, result, give))
+
+            def again() -> None:
+                resident.gives.remove(give)
+                self.reserve(call, result, give)
+
+            resident.gives.append(give)
+            resident.held.append(again)
             return
         resident.held = []
         self._idle.pop(resident.id, None)
@@ -523,7 +543,8 @@ class Executor:
         parent, no = resident.id, command.no
 
         def tell(existed: bool | None, error: Exception | None) -> None:
-            if existed is not False or error is not None:
+            # With an error the rows that recorded the child were refused too: then nobody has asked for it.
+            if error is None and existed is not False:
                 self._outside.adopt_child(parent, no, command.child_id, command.workflow.name, command.input)
 
         start = Start(command.workflow, new, started, tell)
@@ -580,20 +601,27 @@ class Executor:
             call.over = True
             self._outside.drop_step(call)
         resident.running.clear()
+        for give in resident.gives:
+            give(None)  # their threads wait, with a transaction open
+        resident.gives.clear()
 
     def _stuck(self, resident: Resident, mismatch: Exception, seq: int) -> None:
         """History and code differ: mark the head, for code with another fingerprint to take it up. Never an event."""
         log.error(
             "workflow %s is stuck: %s", resident.id, mismatch, extra={"stream": resident.id, "seq": seq}
         )
-        if resident.part is not None and resident.part.events and resident.durable_seq < resident.next_seq:
-            # Events that the code did not accept must not become durable.
-            self._pump.discard(resident.id, resident.part)
-            resident.part = None
+        if resident.part is not None and resident.part.events:
+            self._unsend(resident)  # events that the code did not accept must not become durable
         self._part(resident).head = HeadChange(
             "stuck", None, due_at=self.clock.now(), fingerprint=resident.workflow.fingerprint
         )
         self._close(resident)
+
+    def leave_stuck(self, workflow_id: str, workflow: Workflow[..., Any], reason: str) -> None:
+        """Mark a workflow stuck whose history or mail this release can't read: a newer one takes it up."""
+        log.error("workflow %s is stuck: this release can't read its %s", workflow_id, reason)
+        head = HeadChange("stuck", None, due_at=self.clock.now(), fingerprint=workflow.fingerprint)
+        self._pump.add(workflow_id, Append(workflow_id, head=head))
 
     def _park(self, resident: Resident) -> None:
         reason = (
@@ -650,10 +678,11 @@ class Executor:
                 else:
                     self._durable(resident, append, ready)
             for tell in self._senders.pop(key, ()):
-                tell()
+                tell(error)
             if error is None:
                 for message in append.messages:
-                    self.mail(message.to, message.message_id, decode_event(message.body))
+                    if message.to in self.residents or message.to in self.loading:
+                        self.mail(message.to, message.message_id, decode_event(message.body))
         if ready:
             self._outside.run_steps(ready)
         self._fire_due()
@@ -675,7 +704,29 @@ class Executor:
                     self.begin(first.workflow, first.new, first.event)
             first.tell(existed, error)
             for other in others:
-                other.tell(True if error is None else existed, error)
+                if error is None:
+                    other.tell(True, None)
+                else:  # what they waited for never happened: they ask for themselves
+                    self._again(other)
+
+    def _again(self, start: Start) -> None:
+        if start.new.parent is None:
+            self.start(start)
+        else:
+            start.tell(True, None)
+
+    def _unsend(self, resident: Resident) -> None:
+        """Take back the rows that wait for the next flush: nothing of them is to be written."""
+        part, resident.part = resident.part, None
+        if part is None:
+            return
+        self._pump.discard(resident.id, part)
+        for new in part.starts:
+            waiting = self._starting.get(new.workflow_id)
+            if waiting and waiting[0].new is new:
+                del self._starting[new.workflow_id]
+                for other in waiting[1:]:
+                    self._again(other)
 
     def _durable(self, resident: Resident, append: Append, ready: list[StepCall]) -> None:
         """Let out what waited for these rows."""
@@ -693,6 +744,8 @@ class Executor:
                 self._outside.ended(resident.id, news[-1].event)
             else:
                 self._outside.left(resident.id, append.head.due_at)
+                if resident.claimed_again:
+                    self._outside.reload(resident.id)
                 if missed:
                     self._outside.look_for_work()
             return
@@ -718,6 +771,7 @@ class Executor:
             next_seq=resident.durable_seq,
             durable_seq=resident.durable_seq,
             last_at=resident.last_at,
+            watchers=resident.watchers,
         )
         self.residents[workflow_id] = again
         event = WorkflowFailed(error=record_error(error))
@@ -726,8 +780,10 @@ class Executor:
         again.news.append(Recorded(again.next_seq, again.last_at, event))
         again.next_seq += 1
         part.head = HeadChange("failed", None, finished_at=again.last_at)
+        asked = list(again.watchers)
         if again.parent is not None and again.parent_no is not None:
-            part.messages.append(child_answer(again.parent, again.parent_no, workflow_id, event))
+            asked.append((again.parent, again.parent_no))
+        part.messages += [child_answer(parent, no, workflow_id, event) for parent, no in asked]
         again.ended = True
 
     def _dispatch(self, resident: Resident, ready: list[StepCall]) -> None:
@@ -771,6 +827,13 @@ class Executor:
                 self._retry(resident, no, ready)
         if ready:
             self._outside.run_steps(ready)
+
+    def _waits_for(self, when: int, workflow_id: str, no: int) -> bool:
+        resident = self.residents.get(workflow_id)
+        if resident is None:
+            return False
+        retry = resident.retries.get(no)
+        return resident.timers.get(no) == when or (retry is not None and retry[0] == when)
 
     def _retry(self, resident: Resident, no: int, ready: list[StepCall]) -> None:
         command = resident.retries[no][1]
@@ -840,9 +903,7 @@ class Executor:
         resident.dead = True
         self._close(resident)
         self._idle.pop(resident.id, None)
-        if resident.part is not None:
-            self._pump.discard(resident.id, resident.part)
-            resident.part = None
+        self._unsend(resident)
         if self.residents.get(resident.id) is resident:
             del self.residents[resident.id]
         for action in self._waiting_durable.pop(resident.id, ()):
@@ -878,6 +939,7 @@ class Executor:
 
     def abandon(self) -> None:
         """Drop everything without another write: this worker was declared dead, or its grace is over."""
+        self.abandoned = True
         self._pump.stop()
         self._alarms.stop()
         if self._sweep is not None:
@@ -888,6 +950,10 @@ class Executor:
         for starts in starting.values():
             for start in starts:
                 start.tell(None, Fenced(self.worker))
+        senders, self._senders = self._senders, {}
+        for tells in senders.values():
+            for tell in tells:
+                tell(Fenced(self.worker))
 
 
 def child_answer(parent: str, no: int, child: str, event: WorkflowCompleted | WorkflowFailed) -> Message:

@@ -9,6 +9,8 @@ from refold.eventlog._log import Append, Flushed, Lane
 
 MOST_APPENDS: Final = 1_000  # of one flush: bounds its size, and so the latency of what is in it
 
+MOST_BYTES: Final = 32 << 20  # Postgres ends a session that sends it a gigabyte at once
+
 Batch: TypeAlias = Mapping[str, Append]
 
 
@@ -68,8 +70,7 @@ class Pump:
             await self._filled.wait()
             self._filled.clear()
             while self._dirty:
-                keys = list(itertools.islice(self._dirty, MOST_APPENDS))
-                batch = {key: self._dirty.pop(key) for key in keys}
+                batch = self._next_batch()
                 self._sending(batch)
                 self._on_the_wire = True
                 try:
@@ -82,6 +83,17 @@ class Pump:
                 await done
                 self._on_the_wire = False
             self._rested.set()
+
+    def _next_batch(self) -> Batch:
+        batch: dict[str, Append] = {}
+        size = 0
+        for key in list(itertools.islice(self._dirty, MOST_APPENDS)):
+            batch[key] = append = self._dirty.pop(key)
+            size += sum(len(event.body) for event in append.events)
+            size += sum(len(new.body) for new in append.starts)
+            if size > MOST_BYTES:
+                break
+        return batch
 
     def _deliver(self, batch: Batch, outcome: Flushed, done: "asyncio.Future[None]") -> None:
         # First, so that the next flush leaves as soon as this callback has filled it.

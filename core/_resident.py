@@ -1,5 +1,6 @@
 """A workflow that this worker owns and holds in memory: its driver, and what of it is on the way to the log."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +57,11 @@ class Resident:
     deaths: int = 0  # workers that died on it since its last event
     alone: bool = False
     held: list[Any] | None = None  # stimuli kept back while a transactional step has the next seq
+    gives: list[Callable[[None], None]] = field(default_factory=list)  # of steps that queue for the next seq
     ended: bool = False  # finished, stuck or released: its head says so in the part
     evicting: bool = False
     mail_missed: bool = False
+    claimed_again: bool = False  # by this very worker, before it heard that the eviction was done
     idle_since: float = 0.0
     dead: bool = False  # dropped from memory
 

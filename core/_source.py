@@ -158,6 +158,7 @@ class Lane:
         async with await self._locked():
             while True:
                 worker = self._worker()
+                await worker.renewed()
                 try:
                     return await self._hand_over_once(worker, moves)
                 except Fenced:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
 from msgspec import Raw
@@ -155,15 +155,23 @@ class Worker:
 
     async def send(self, message: Message) -> None:
         """Put a message into an inbox; on return that is durable."""
-        term = await self._current()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        while True:
+            term = await self._current()
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def tell() -> None:
-            if not done.done():
-                done.set_result(None)
+            def tell(error: Exception | None, done: asyncio.Future[None] = done) -> None:
+                if done.done():
+                    return
+                if error is not None:
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
 
-        term.executor.send(message, tell)
-        await done
+            term.executor.send(message, tell)
+            try:
+                return await done
+            except Fenced:
+                await self.renewed()
 
     def holds(self, workflow_id: str) -> bool:
         """Whether this worker has the workflow in memory."""
@@ -205,7 +213,7 @@ class Worker:
 
     async def renewed(self) -> None:
         """Return once a worker that was fenced works again, under its new name."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01 if self.stopping else 0)
         await self._current()
 
     async def let_go(self) -> None:
@@ -216,9 +224,10 @@ class Worker:
     async def stop(self) -> None:
         """Release everything and leave: what waits at once, what is in a step when that ends, or after the grace."""
         self.stopping = True
-        term, self._term = self._term, None
-        if term is not None:
+        # Until it is drained the term serves: steps that end meanwhile may start and send.
+        if (term := self._term) is not None:
             await term.stop(self.shutdown_grace)
+        self._term = None
         self.ends.close()
         for task in list(self._tasks):
             task.cancel()
@@ -270,6 +279,20 @@ class Worker:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._spawned_done)
+
+    def spawn_until_done(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` in the background, again after an error: a workflow would be orphaned without it."""
+
+        async def persist() -> None:
+            while not self.stopping:
+                try:
+                    await work()
+                    break
+                except Exception:
+                    log.exception("a background task of the worker failed, and is tried again")
+                    await asyncio.sleep(1)
+
+        self.spawn(persist())
 
     def _spawned_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -397,8 +420,8 @@ class _Term:
             self._work.set()
             if self._suspects_since is None:
                 self._suspects_since = time.monotonic()
-        elif not self._exclusive:
-            self._suspects_since = None
+        elif not self._exclusive and self._suspects_since is not None:
+            self._be_normal()  # another worker took it
         if tick.next_due is not None:
             self.wake_at(tick.next_due)
 
@@ -501,7 +524,7 @@ class _Term:
     def _be_normal(self) -> None:
         self._exclusive = False
         self._suspects_since = None
-        self.executor.accepting = True
+        self.executor.accepting = self.executor.accepting_steps  # a worker that leaves takes in nothing again
         self._work.set()
 
     async def _claim(self, room: int, *, alone: bool) -> int:
@@ -527,15 +550,20 @@ class _Term:
         for workflow_id in ids:
             executor.loading.setdefault(workflow_id, [])
         try:
-            histories = await reader.histories(ids)
+            unreadable: dict[str, str] = {}
+            histories = await reader.histories(ids, unreadable)
             mail: dict[str, list[tuple[str, Event]]] = {}
-            for to, message_id, event in await reader.mail(ids):
+            for to, message_id, event in await reader.mail(ids, unreadable):
                 mail.setdefault(to, []).append((message_id, event))
         except BaseException:
             for workflow_id in ids:
                 executor.loading.pop(workflow_id, None)
             raise
         for workflow_id, name in claimed:
+            if workflow_id in unreadable:
+                executor.loading.pop(workflow_id, None)
+                executor.leave_stuck(workflow_id, self.worker.workflows[name], unreadable[workflow_id])
+                continue
             deaths, alone_deaths = suspicion.get(workflow_id, (0, 0))
             park = alone and alone_deaths >= SUSPECT_DEATHS
             loaded = self._loop.create_future()
@@ -568,7 +596,7 @@ class _Term:
                 )  # fmt: skip
 
     def reload(self, workflow_id: str) -> None:
-        self.worker.spawn(self._reload(workflow_id))
+        self.worker.spawn_until_done(lambda: self._reload(workflow_id))
 
     async def _reload(self, workflow_id: str) -> None:
         head = (await self.worker.reader.heads([workflow_id])).get(workflow_id)
@@ -582,7 +610,7 @@ class _Term:
 
     def find_lost(self) -> None:
         self._lost = False
-        self.worker.spawn(self._find_lost())
+        self.worker.spawn_until_done(self._find_lost)
 
     async def _find_lost(self) -> None:
         """Load what the heads say is ours and memory does not have: an answer of Postgres got lost."""
@@ -593,6 +621,7 @@ class _Term:
             for workflow_id, name in await self.worker.reader.owned(self.id)
             if workflow_id not in before
             and workflow_id not in executor.residents
+            and workflow_id not in executor.loading
             and name in self.worker.workflows
         ]
         await self._load(lost, {}, alone=False)
@@ -601,8 +630,18 @@ class _Term:
         while True:
             await self._mail.wait()
             self._mail.clear()
-            for to, message_id, event in await self.worker.reader.own_mail(self.id):
+            unreadable: dict[str, str] = {}
+            try:
+                found = await self.worker.reader.own_mail(self.id, unreadable)
+            except Exception as error:
+                log.warning("mail could not be read, and is read again: %s", error)
+                await asyncio.sleep(1)
+                self._mail.set()
+                continue
+            for to, message_id, event in found:
                 self._loop.call_soon(self.executor.mail, to, message_id, event)
+            for to, reason in unreadable.items():
+                log.error("workflow %s has mail that this release can't read: %s", to, reason)
 
     # What the executor asks.
 
@@ -613,7 +652,7 @@ class _Term:
         self.runner.drop(call)
 
     def adopt_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
-        self.worker.spawn(self._adopt_child(parent, no, child, workflow, input))
+        self.worker.spawn_until_done(lambda: self._adopt_child(parent, no, child, workflow, input))
 
     async def _adopt_child(self, parent: str, no: int, child: str, workflow: str, input: bytes) -> None:
         """A child's ID existed: it is our own from before, or somebody's with the same input, or another's."""

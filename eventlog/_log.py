@@ -111,6 +111,11 @@ class Flushed(msgspec.Struct):
     existing: set[str]
 
 
+def is_transient(error: psycopg.Error) -> bool:
+    """Whether the same statement may well succeed when it is sent again."""
+    return error.sqlstate in _TRANSIENT
+
+
 _PAUSE: Final = 0.01  # seconds; a full disk is not emptied by asking faster
 
 # 4 of the fence, 11 of starts, 6 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
@@ -145,7 +150,8 @@ _LOG_NOW: Final[LiteralString] = "select refold.log_now()"
 def is_about_a_row(error: Exception) -> bool:
     """Whether a flush was refused for the sake of a row in it: it would be again, in whatever company."""
     if isinstance(error, psycopg.Error):
-        return (error.sqlstate or "")[:2] in ("22", "23", "54")
+        # A full queue of notifications is 54000 as well, and nobody's row.
+        return (error.sqlstate or "")[:2] in ("22", "23", "54") and "NOTIFY" not in str(error)
     return isinstance(error, _UNENCODABLE)
 
 

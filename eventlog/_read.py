@@ -1,9 +1,11 @@
 """Reading and tending what is stored: heads, histories, mail, ends. Nothing here writes to a running stream."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
 import msgspec
+import psycopg
 
 from refold.eventlog._arrays import Texts
 from refold.eventlog._connect import AsyncConnection, Line
@@ -15,9 +17,10 @@ from refold.eventlog._events import (
     decode_event,
     encode_event,
 )
-from refold.eventlog._log import READ_STREAM, READ_STREAMS, recorded
+from refold.eventlog._log import READ_STREAM, READ_STREAMS, is_transient, recorded
 
-ENDED: Final = ("completed", "failed", "cancelled")
+# Seconds between tries of a read that a time-out, a cancel or a full server ended.
+_PAUSES: Final = (0.05, 0.2, 1.0)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -157,6 +160,13 @@ class Reader:
             cursor = await connection.execute(statement, arguments, binary=True)
             return await cursor.fetchall() if cursor.description else []
 
+        for pause in _PAUSES:
+            try:
+                return await self._line.run(once)
+            except psycopg.Error as error:
+                if not is_transient(error):
+                    raise
+                await asyncio.sleep(pause)
         return await self._line.run(once)
 
     async def heads(self, ids: Sequence[str]) -> dict[str, Head]:
@@ -179,26 +189,30 @@ class Reader:
         """Return a whole stream, in order."""
         return recorded(await self.rows(READ_STREAM, workflow_id))
 
-    async def histories(self, ids: Sequence[str]) -> dict[str, list[Recorded]]:
-        """Return many whole streams, in one statement."""
+    async def histories(self, ids: Sequence[str], unreadable: dict[str, str]) -> dict[str, list[Recorded]]:
+        """Return many whole streams, in one statement; of one that can't be decoded, why, in `unreadable`.
+
+        That is a release's that is newer than this code: its workflow is not ours to go on with.
+        """
         found: dict[str, list[Recorded]] = {}
         for workflow_id, seq, at, body in await self.rows(READ_STREAMS, Texts(ids)):
-            found.setdefault(workflow_id, []).append(Recorded(seq, at, decode_event(body)))
-        return found
+            try:
+                event = decode_event(body)
+            except msgspec.MsgspecError as error:
+                unreadable[workflow_id] = f"event {seq}: {error}"
+            else:
+                found.setdefault(workflow_id, []).append(Recorded(seq, at, event))
+        return {
+            workflow_id: history for workflow_id, history in found.items() if workflow_id not in unreadable
+        }
 
-    async def mail(self, ids: Sequence[str]) -> list[tuple[str, str, Event]]:
-        """Return the unfolded messages of these workflows, in the order of sending."""
-        return [
-            (to, message_id, decode_event(body))
-            for to, message_id, body in await self.rows(_MAIL, Texts(ids))
-        ]
+    async def mail(self, ids: Sequence[str], unreadable: dict[str, str]) -> list[tuple[str, str, Event]]:
+        """Return the unfolded messages of these workflows, in the order of sending; see `histories`."""
+        return _decoded(await self.rows(_MAIL, Texts(ids)), unreadable)
 
-    async def own_mail(self, worker: str) -> list[tuple[str, str, Event]]:
-        """Return the unfolded messages of all workflows that `worker` owns."""
-        return [
-            (to, message_id, decode_event(body))
-            for to, message_id, body in await self.rows(_OWN_MAIL, worker)
-        ]
+    async def own_mail(self, worker: str, unreadable: dict[str, str]) -> list[tuple[str, str, Event]]:
+        """Return the unfolded messages of all workflows that `worker` owns; see `histories`."""
+        return _decoded(await self.rows(_OWN_MAIL, worker), unreadable)
 
     async def owned(self, worker: str) -> list[tuple[str, str]]:
         """Return (ID, name) of the workflows that `worker` owns."""
@@ -286,3 +300,13 @@ class Reader:
     async def close(self) -> None:
         """Close the line."""
         await self._line.drop()
+
+
+def _decoded(rows: Sequence[Sequence[Any]], unreadable: dict[str, str]) -> list[tuple[str, str, Event]]:
+    found = []
+    for to, message_id, body in rows:
+        try:
+            found.append((to, message_id, decode_event(body)))
+        except msgspec.MsgspecError as error:
+            unreadable[to] = f"message {message_id}: {error}"
+    return found

@@ -115,7 +115,7 @@ def test_a_deleted_workflow_does_not_reopen_its_record(broker: Broker, database_
 def test_kafka_is_told_after_the_hand_over(broker: Broker, database_url: str) -> None:
     topic = broker.create_topic()
     broker.produce(topic, order("a"), order("b"))
-    with Watched(database_url, broker, topic, name=f"told-{topic}") as shop:
+    with Watched(database_url, broker, topic, name=f"told-{topic}", group=f"told-{topic}") as shop:
         shop.wait_ended(2)
         shop.wait(lambda: broker.committed(f"told-{topic}", topic) == 2, "the committed offset")
 

@@ -112,7 +112,7 @@ def test_4_kafka_is_not_told_of_records_that_were_only_fetched(broker: Broker, d
     topic = broker.create_topic()
     broker.produce(topic, order("a"))
     name = f"told-{topic}"
-    with Watched(database_url, broker, topic, name=name) as shop:
+    with Watched(database_url, broker, topic, name=name, group=name) as shop:
         shop.wait_ended(1)
         shop.wait(lambda: broker.committed(name, topic) == 1)
         with postgres_busy(database_url):
@@ -121,7 +121,7 @@ def test_4_kafka_is_not_told_of_records_that_were_only_fetched(broker: Broker, d
             assert broker.committed(name, topic) == 1
             shop.connector.stop()
             assert broker.committed(name, topic) == 1
-    with Watched(database_url, broker, topic, name=name) as again:
+    with Watched(database_url, broker, topic, name=name, group=name) as again:
         again.wait_ended(2)
     assert again.results() == ["a", "b"]
 

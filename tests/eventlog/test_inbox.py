@@ -27,7 +27,7 @@ def _send(connection: psycopg.Connection[Any], to: str, message_id: str) -> None
 def _mail(run: Run[Any], worker: FakeWorker) -> list[str]:
     async def main() -> list[str]:
         reader = Reader(worker.url)
-        mail = await reader.own_mail(worker.name)
+        mail = await reader.own_mail(worker.name, {})
         await reader.close()
         return [message_id for _, message_id, _ in mail]
 
