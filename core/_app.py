@@ -48,6 +48,7 @@ class App:
         self.workflows: dict[str, Workflow[..., Any]] = {}
         self.connectors: list[Connector] = []
         self.shutdown_grace = timedelta(seconds=SHUTDOWN_GRACE)
+        self.always_replay = False  # replay each workflow before each of its events; `refold dev` does
         self._threads, self._concurrency = threads, concurrency
         self._observers: list[Observer] = []
         self._lock = threading.RLock()
@@ -224,6 +225,7 @@ class App:
             observers=self._observers,
             capacity=self._concurrency,
             shutdown_grace=self.shutdown_grace.total_seconds(),
+            always_replay=self.always_replay,
         )
         await worker.start()
         return worker

@@ -69,6 +69,7 @@ log = logging.getLogger("refold.worker")
 
 LINGER: Final = 1.0  # seconds that a waiting workflow stays in memory
 KEEP_IF_DUE_WITHIN: Final = 2_000_000  # microseconds: not worth an eviction
+REHEARSE_AT_MOST: Final = 300  # events, in always-replay mode: each costs a replay of all before it
 MOST_RESIDENT: Final = 5_000  # beyond it waiting workflows are dropped at once
 
 
@@ -128,8 +129,18 @@ class Start:
 class Executor:
     """Drives the workflows of one worker. Every method is called on the engine's thread."""
 
-    def __init__(self, worker: str, lane: Lane, clock: LogClock, outside: Outside, *, capacity: int) -> None:
+    def __init__(
+        self,
+        worker: str,
+        lane: Lane,
+        clock: LogClock,
+        outside: Outside,
+        *,
+        capacity: int,
+        always_replay: bool = False,
+    ) -> None:
         self.worker = worker
+        self._always_replay = always_replay
         self.clock = clock
         self.residents: dict[str, Resident] = {}
         self.abandoned = False  # nothing more is written or run under this name
@@ -431,6 +442,8 @@ class Executor:
         self.driving, self.driving_since = resident.id, time.monotonic()
         seq = 0
         try:
+            if self._always_replay:
+                self._rehearse(resident, history)
             for seq, at, event in history:  # noqa: B007, the seq that failed is what the log line needs
                 resident.instance.deliver(at, event)
             commands = resident.instance.take_commands()
@@ -446,6 +459,22 @@ class Executor:
             self.driving_since = None
         for command in commands:
             _HANDLERS[type(command)](self, resident, command)
+
+    def _rehearse(self, resident: Resident, following: Sequence[Recorded]) -> None:
+        """Replay from the beginning before each event, so that code that isn't deterministic is found on the desk.
+
+        Raises HistoryMismatch.
+        """
+        if 0 < len(resident.history) <= REHEARSE_AT_MOST:
+            before, again = resident.instance, Instance(resident.workflow, resident.id)
+            again.replaying = True
+            for _, at, event in resident.history:
+                again.deliver(at, event)
+            again.take_commands()  # asked for before, and on their way
+            again.replaying = False
+            resident.instance = again
+            before.evict()
+        resident.history.extend(following)
 
     def _remember(self, resident: Resident, history: Sequence[Recorded]) -> None:
         """Keep what the executor itself needs to know of events: failed attempts, open children, folded mail."""

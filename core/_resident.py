@@ -53,6 +53,7 @@ class Resident:
     # no -> (workflow, ID, input) of a child that has not answered
     children: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)
     watchers: list[tuple[str, int]] = field(default_factory=list)  # other parents that adopted this workflow
+    history: list[Recorded] = field(default_factory=list)  # kept in always-replay mode only
     folded: set[str] = field(default_factory=set)  # message IDs in the stream
     deaths: int = 0  # workers that died on it since its last event
     alone: bool = False

@@ -94,7 +94,9 @@ class Worker:
         observers: Sequence[Observer] = (),
         capacity: int = CAPACITY,
         shutdown_grace: float = SHUTDOWN_GRACE,
+        always_replay: bool = False,
     ) -> None:
+        self.always_replay = always_replay
         self.url = url
         self.engine = engine
         self.workflows = workflows
@@ -338,7 +340,14 @@ class _Term:
         await asyncio.to_thread(self.heartbeat.register)
         await self._lane.register()
         await self._claims.register()
-        self.executor = Executor(self.id, self._lane, worker.clock, self, capacity=worker.capacity)
+        self.executor = Executor(
+            self.id,
+            self._lane,
+            worker.clock,
+            self,
+            capacity=worker.capacity,
+            always_replay=worker.always_replay,
+        )
         flushed = await self._lane.flush([])
         worker.clock.refresh(flushed.log_time)
         self.transactional = TransactionalSteps(self.id, worker.url, worker.engine, self.executor, self)

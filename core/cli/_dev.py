@@ -72,6 +72,7 @@ def dev_command(file: str, keep: bool, as_json: bool) -> None:
         stack.enter_context(_stop_signals(feed))
         database = _database(app, stack, keep=keep)
         services = list(_start_services(app, stack))
+        app.always_replay = True
         app.observe(feed.add)
         app.shutdown_grace = timedelta(
             seconds=1
