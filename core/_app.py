@@ -172,11 +172,15 @@ class App:
             for lane in self._lanes:
                 lane.close()
             self._lanes.clear()
-            if self._client is not None:
-                engine.submit(self._client.close()).result()
-                self._client = None
             engine.submit(worker.stop()).result()
-            self._worker = None
+            engine.submit(self._without_worker()).result()
+
+    async def _without_worker(self) -> None:
+        # Together, on the engine's thread: a client made meanwhile must not go on with a worker that is gone.
+        self._worker = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
 
     def run(self) -> None:
         """Run a worker in the foreground until SIGTERM or SIGINT, then stop it gracefully.
