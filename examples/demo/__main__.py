@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, folder: Path, database: str, bootstrap: st
     kind = "a consumer that commits Kafka's offset first" if options.naive else "refold's Kafka connector"
     bars.note(f"{len(records):,} airports are in topic {airports.TOPIC!r}; {WORKERS} workers with {kind}")
     with _workers(options.naive, folder, database, bootstrap) as workers:
-        kills, hit = _watch(bars, workers, database, len(records))
+        kills, hit = _watch(bars, workers, database, len(records), options.naive)
     print(f"1 worker killed (SIGKILL) with {hit} workflows in its hands" if kills else "no worker was killed")
     command = [
         sys.executable,
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, folder: Path, database: str, bootstrap: st
 
 
 def _watch(
-    bars: Bars, workers: "list[subprocess.Popen[bytes]]", database: str, total: int
+    bars: Bars, workers: "list[subprocess.Popen[bytes]]", database: str, total: int, naive: bool
 ) -> tuple[int, int]:
     """Draw progress until all is done or nothing moves any more; kill one worker on the way."""
     kills = hit = 0
@@ -114,7 +114,8 @@ def _watch(
             bars.show({"workflows started": started, "finished": finished, "effects": effects})
             if now != last:
                 last, moved_at = now, time.monotonic()
-            if not kills and finished > total // 3:
+            # The naive consumer is killed while it still starts what it has read: that is where it loses records.
+            if not kills and (started if naive else finished) > total // 3:
                 victim = workers[0]
                 victim.kill()
                 victim.wait()

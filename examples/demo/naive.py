@@ -1,7 +1,8 @@
-"""The same work behind a consumer as one writes it on the first day: it commits Kafka's offset, then starts the work.
+"""The same work behind a consumer as one writes it on the first day: it commits Kafka's offset, and starts the work
+in a thread pool while it reads on.
 
-`make demo ARGS=--break` runs this instead of the connector. A kill between the commit and the start loses records:
-the broker believes they are done.
+`make demo ARGS=--break` runs this instead of the connector. A kill loses what was read and had not been started: the
+broker believes it is done.
 """
 
 import os
@@ -52,8 +53,8 @@ def main() -> None:
             records = [record for record in (first, *consumer.consume(BATCH - 1, 0)) if not record.error()]
             # Here is the mistake: nothing of this batch has been started yet.
             consumer.commit(asynchronous=False)
-            for _ in pool.map(start, records):
-                pass
+            for record in records:
+                pool.submit(start, record)
         consumer.close()
 
 
