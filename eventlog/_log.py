@@ -18,7 +18,7 @@ from psycopg import errors
 from refold.eventlog._arrays import Blobs, Ints, Texts, Times
 from refold.eventlog._connect import AsyncConnection, Line, named_after
 from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, HeadsMissing, StaleWriter
-from refold.eventlog._events import Event, Recorded, decode_event
+from refold.eventlog._events import Recorded, decode_event
 
 # SQLSTATEs that refold.fence raises: not this worker any more; not this number again.
 FENCED: Final = "RF001"
@@ -444,8 +444,3 @@ READ_STREAMS: Final[LiteralString] = (
 def recorded(rows: Iterable[Sequence[Any]]) -> list[Recorded]:
     """Decode rows of (seq, at in microseconds, body)."""
     return [Recorded(seq, at, decode_event(body)) for seq, at, body in rows]
-
-
-def encoded_type(event: Event) -> str:
-    """Return the tag of an event, as the `type` column has it."""
-    return type(event).__name__
