@@ -54,6 +54,10 @@ class WorkflowStarted(_Event, frozen=True):
     `input` is a JSON object {parameter: value}. `digest` is over the deterministic encoding of it (rule: a
     person's reuse of an ID for another input is refused; a source's never is). `source` names the consumer,
     hook or schedule; `parent` and `parent_no` the workflow and its command that started this one as a child.
+
+    With `order_key` it runs only when no workflow of the same key that came before it is open; `order_no` is its
+    place among them, and with `parks` an error out of it parks it, so that the ones behind it wait for a person.
+    It is not run before `not_before` (microseconds of the log's clock).
     """
 
     name: str
@@ -62,6 +66,10 @@ class WorkflowStarted(_Event, frozen=True):
     source: str | None = None
     parent: str | None = None
     parent_no: int | None = None
+    order_key: str | None = None
+    order_no: int | None = None
+    parks: bool = True
+    not_before: int | None = None
 
 
 class StepCompleted(_Event, frozen=True):
@@ -165,10 +173,26 @@ class WorkflowCancelled(_Event, frozen=True):
 
 
 class Parked(_Event, frozen=True):
-    """The workflow killed its worker `deaths` times while alone in it, and waits for a person."""
+    """The workflow waits for a person: it killed its worker `deaths` times while alone in it, or, being one of an
+    order that parks, it raised `error`."""
 
     reason: str
     deaths: int = 0
+    error: RecordedError | None = None
+
+
+class Retried(_Event, frozen=True):
+    """A person set a parked workflow going again. The events at the seqs `undelivered` are never delivered to the
+    code again: what they say failed is run once more."""
+
+    undelivered: list[int] = []
+
+
+class CancelRequested(_Event, frozen=True):
+    """Somebody asked, by message `message_id`, that the workflow be cancelled. Its code is told in its next wait."""
+
+    message_id: str
+    reason: str = ""
 
 
 class IdentitySealed(_Event, frozen=True):
@@ -196,6 +220,15 @@ class GapFound(_Event, frozen=True):
     lost_to: int | None = None
 
 
+class Noted(_Event, frozen=True):
+    """A fact of a source itself, such as a tick that was skipped: `kind` names it for programs, `text` says it to
+    people, `data` is the source's own JSON."""
+
+    kind: str
+    text: str
+    data: Raw = Raw(b"null")
+
+
 Event = (
     WorkflowStarted
     | StepCompleted
@@ -211,9 +244,12 @@ Event = (
     | WorkflowFailed
     | WorkflowCancelled
     | Parked
+    | Retried
+    | CancelRequested
     | IdentitySealed
     | PositionAdvanced
     | GapFound
+    | Noted
 )
 
 

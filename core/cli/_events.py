@@ -7,6 +7,7 @@ import msgspec
 
 from refold.core.cli._output import short_time
 from refold.eventlog import (
+    CancelRequested,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
@@ -15,9 +16,11 @@ from refold.eventlog import (
     IdentitySealed,
     MessageReceived,
     MessageSent,
+    Noted,
     Parked,
     PositionAdvanced,
     RecordedError,
+    Retried,
     StepCompleted,
     StepFailed,
     TimerFired,
@@ -73,6 +76,10 @@ def describe_event(event: Event) -> str:
         case WorkflowCancelled():
             return event.reason
         case Parked():
+            return event.reason if event.error is None else f"{event.reason}: {_error(event.error)}"
+        case Retried():
+            return "a person set it going again"
+        case CancelRequested():
             return event.reason
         case IdentitySealed():
             return f"history of a {event.status} {event.name} was deleted; the ID stays taken"
@@ -80,6 +87,8 @@ def describe_event(event: Event) -> str:
             return f"{_text(event.position)}, {event.started} started"
         case GapFound():
             return event.detail
+        case Noted():
+            return event.text
         case _:
             assert_never(event)
 
