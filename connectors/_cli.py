@@ -1,7 +1,7 @@
 """What Kafka adds to the command line: `refold kafka ...`, and the development broker of `refold dev`.
 
-Loaded by entry points (`refold.cli`, `refold.dev`), so that core needs to know no connector. The client library is
-imported only by what uses it: `refold --help` works without the extra.
+Loaded by the entry point `kafka` of `refold.connectors`, so that core needs to know no connector. The client library
+is imported only by what uses it: `refold --help` works without the extra.
 """
 
 import contextlib
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 
-from refold.core import App
+from refold.core import App, ConnectorPlugin
 from refold.core.cli import (
     Unreachable,
     Wrong,
@@ -32,7 +32,6 @@ from refold.core.cli import (
 
 if TYPE_CHECKING:
     from refold.connectors._devbroker import DevBroker
-    from refold.connectors.kafka import KafkaConsumer
 
 _ADDRESS: Final = "broker-address"
 _BOOTSTRAP: Final = "REFOLD_KAFKA_BOOTSTRAP"
@@ -146,18 +145,14 @@ def _dev_address() -> str:
 class _DevService:
     """The development broker of one `refold dev`; its address is in `.refold/` for `refold kafka produce`."""
 
-    def __init__(self, broker: "DevBroker", folder: Path, consumers: Sequence["KafkaConsumer"]) -> None:
+    def __init__(self, broker: "DevBroker", folder: Path) -> None:
         self._broker = broker
-        self._consumers = consumers
         self._file = folder / _ADDRESS
         folder.mkdir(exist_ok=True)
         self._file.write_text(f"{broker.bootstrap}\n")
 
     def describe(self) -> Sequence[tuple[str, str]]:
         return [("broker", f"development broker at {self._broker.bootstrap}, in memory")]
-
-    def try_next(self) -> str | None:
-        return _example_record(self._consumers)
 
     def stop(self) -> None:
         self._file.unlink(missing_ok=True)
@@ -168,15 +163,11 @@ class _DevService:
 class _OwnBroker:
     """A broker that was there already: nothing to start, nothing to stop."""
 
-    def __init__(self, address: str, consumers: Sequence["KafkaConsumer"]) -> None:
+    def __init__(self, address: str) -> None:
         self._address = address
-        self._consumers = consumers
 
     def describe(self) -> Sequence[tuple[str, str]]:
         return [("broker", self._address)]
-
-    def try_next(self) -> str | None:
-        return _example_record(self._consumers)
 
     def stop(self) -> None:
         pass
@@ -194,14 +185,14 @@ def start_dev_broker(app: App, folder: Path) -> _DevService | _OwnBroker | None:
     address = os.environ.get(_BOOTSTRAP)
     named = [consumer.bootstrap_servers for consumer in consumers if consumer.bootstrap_servers]
     if address or len(named) == len(consumers):
-        return _OwnBroker(address or named[0], consumers)
+        return _OwnBroker(address or named[0])
     from refold.connectors._devbroker import DevBroker
 
     broker = DevBroker()
     os.environ[_BOOTSTRAP] = broker.bootstrap
     with contextlib.suppress(Exception):  # the first record would make the topic as well, only later
         _create_topics(broker.bootstrap, [topic for consumer in consumers for topic in consumer.topics])
-    return _DevService(broker, folder, consumers)
+    return _DevService(broker, folder)
 
 
 def _create_topics(address: str, topics: Iterable[str]) -> None:
@@ -215,46 +206,4 @@ def _create_topics(address: str, topics: Iterable[str]) -> None:
         future.result(5)
 
 
-def _example_record(consumers: Sequence["KafkaConsumer"]) -> str:
-    consumer = consumers[0]
-    topic = consumer.topics[0]
-    sample = msgspec.json.format(msgspec.json.encode(_sample(consumer.value_type, topic)), indent=0).decode()
-    return f"refold kafka produce {topic} '{sample}'"
-
-
-def _sample(hint: Any, topic: str, name: str = "") -> Any:
-    """Return a value of the type, for somebody to type: the shop's order is {"id": "o-1", "amount": 5}."""
-    info = msgspec.inspect.type_info(hint)
-    match info:
-        case msgspec.inspect.StructType() | msgspec.inspect.DataclassType() | msgspec.inspect.TypedDictType():
-            return {
-                field.encode_name: _sample_of(field.type, topic, field.name)
-                for field in info.fields
-                if field.required
-            }
-        case _:
-            return _sample_of(info, topic, name)
-
-
-def _sample_of(info: msgspec.inspect.Type, topic: str, name: str) -> Any:
-    match info:
-        case msgspec.inspect.StrType():
-            return f"{topic[0]}-1" if name in ("id", "") else f"{name} 1"
-        case msgspec.inspect.IntType():
-            return 5
-        case msgspec.inspect.FloatType() | msgspec.inspect.DecimalType():
-            return 5.5
-        case msgspec.inspect.BoolType():
-            return True
-        case msgspec.inspect.ListType() | msgspec.inspect.SetType() | msgspec.inspect.VarTupleType():
-            return [_sample_of(info.item_type, topic, name)]
-        case msgspec.inspect.UnionType():
-            return _sample_of(info.types[0], topic, name)
-        case msgspec.inspect.DateTimeType():
-            return datetime.now(UTC).isoformat(timespec="seconds")
-        case msgspec.inspect.StructType() | msgspec.inspect.DataclassType() | msgspec.inspect.TypedDictType():
-            return _sample(info.cls, topic, name)
-        case msgspec.inspect.NoneType():
-            return None
-        case _:
-            return {}
+plugin: Final = ConnectorPlugin(commands=[kafka], dev_service=start_dev_broker)

@@ -2,6 +2,7 @@
 
 from refold.core._app import App
 from refold.core._client import Page, WorkflowInfo
+from refold.core._connector import Connector, ConnectorPlugin, DevService, SourceReport
 from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
 from refold.core._errors import (
     DecodeFailed,
@@ -21,14 +22,17 @@ from refold.core._errors import (
 )
 from refold.core._failures import record_error
 from refold.core._handle import WorkflowHandle
-from refold.core._source import Connector, HandedOver, Lane, Move, Start
+from refold.core._sample import sample
+from refold.core._source import HandedOver, Lane, Move, Start
 from refold.eventlog import GapFound, PositionMoved, Recorded, RecordedError, SourcePosition
 
 __all__ = [
     "App",
     "Connector",
+    "ConnectorPlugin",
     "DecodeFailed",
     "DefinitionRefused",
+    "DevService",
     "Evicted",
     "GapFound",
     "HandedOver",
@@ -44,6 +48,7 @@ __all__ = [
     "RecordedError",
     "RefoldError",
     "SourcePosition",
+    "SourceReport",
     "Start",
     "Step",
     "StepError",
@@ -59,6 +64,7 @@ __all__ = [
     "WorkflowNotFound",
     "WrongCall",
     "record_error",
+    "sample",
     "step",
     "step_info",
 ]

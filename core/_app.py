@@ -15,12 +15,13 @@ from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 from refold.core import _garbage
 from refold.core._client import Client, Page, WorkflowInfo
 from refold.core._codec import encode_message
+from refold.core._connector import Connector
 from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow, is_in_step
 from refold.core._engine import Engine, refuse_on_a_loop
 from refold.core._errors import DefinitionRefused, WrongCall
 from refold.core._handle import WorkflowHandle
 from refold.core._home import find_instance
-from refold.core._source import Connector, Lane
+from refold.core._source import Lane
 from refold.core._worker import CAPACITY, SHUTDOWN_GRACE, Observer, Worker
 from refold.eventlog import EmbeddedServer, check, embedded_postgres
 from refold.eventlog._events import Recorded
@@ -182,10 +183,10 @@ class App:
         if client is not None:
             await client.close()
 
-    def run(self) -> None:
+    def run(self, *, started: Callable[[], object] | None = None) -> None:
         """Run a worker in the foreground until SIGTERM or SIGINT, then stop it gracefully.
 
-        A second signal ends the process at once.
+        A second signal ends the process at once. `started` is called once the worker and its connectors run.
         """
         over = threading.Event()
 
@@ -196,6 +197,8 @@ class App:
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with self:
+                if started is not None:
+                    started()
                 over.wait()
         finally:
             for number, handler in before.items():

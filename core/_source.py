@@ -1,4 +1,4 @@
-"""What a connector uses: declare, start, hand over, report. The whole of core's side of the hand-off.
+"""How a connector hands over. The whole of core's side of it; what a connector is, is in `_connector`.
 
 A connector reads messages from a system of its own and hands over, in one transaction, the workflows that they start
 and how far it has read: *hand over these starts and this new position, if the position is still the one I read*.
@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import psycopg
@@ -33,7 +33,6 @@ from refold.eventlog._log import Lane as LogLane
 from refold.eventlog._read import SourcePosition
 
 if TYPE_CHECKING:
-    from refold.core._app import App
     from refold.core._worker import Worker
 
 log = logging.getLogger("refold.source")
@@ -77,24 +76,6 @@ class HandedOver(msgspec.Struct):
     positions: dict[str, SourcePosition]
     started: int
     duplicates: int
-
-
-class Connector(Protocol):
-    """Something that starts workflows from outside. The worker starts and stops it."""
-
-    name: str
-
-    def start(self, app: "App") -> None:
-        """Begin to read; called when the worker is up. Threads are the connector's own."""
-        ...
-
-    def stop(self) -> None:
-        """Stop reading, let hand-overs under way finish, and return; the worker drains after it."""
-        ...
-
-    def describe(self) -> list[str]:
-        """Return lines for people: what is read, from where, how far."""
-        ...
 
 
 class Lane:

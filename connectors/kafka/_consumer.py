@@ -1,6 +1,7 @@
 """`@kafka.consumer`: what is declared over a workflow, and the thread that does it while the worker runs."""
 
 import logging
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -16,7 +17,7 @@ from refold.connectors.kafka._message import message_parameter
 from refold.connectors.kafka._position import decode_position
 from refold.connectors.kafka._reader import Reader
 from refold.connectors.kafka._settings import Settings
-from refold.core import App, DefinitionRefused, Lane, SourcePosition, Workflow
+from refold.core import App, DefinitionRefused, Lane, SourcePosition, SourceReport, Workflow, sample
 
 log: Final = logging.getLogger("refold.kafka")
 W = TypeVar("W", bound=Workflow[..., Any])
@@ -97,6 +98,8 @@ def consumer(
 class KafkaConsumer:
     """A declared consumer: the connector that its app starts and stops."""
 
+    kind: str = "consumer"
+
     def __init__(self, settings: Settings, bootstrap_servers: str | None) -> None:
         self.settings = settings
         self.name = settings.name
@@ -157,6 +160,27 @@ class KafkaConsumer:
         if self.settings.group != self.name:
             line += f", group {self.settings.group}"
         return [f"{line}, {self._progress()}"]
+
+    def report(self) -> list[SourceReport]:
+        """Return one line for each partition that has a position."""
+        if self._app is None:
+            return []
+        found = []
+        for at in self._app.positions(source_prefix(self.name)):
+            position = describe_position(at)
+            if position is not None:
+                text = f"{position.topic}[{position.partition}], next offset {position.next_offset}"
+                found.append(SourceReport(at.source, self.name, text, paused=self.is_paused()))
+        return found
+
+    def try_next(self) -> list[str]:
+        """Return the command that produces a record of the type that the workflow takes."""
+        topic = self.topics[0]
+        if topic.startswith("^"):
+            return []
+        broker = f" --bootstrap-servers {self.bootstrap_servers}" if self.bootstrap_servers else ""
+        value = shlex.quote(sample(self.value_type, topic).decode())
+        return [f"refold kafka produce {topic} {value}{broker}"]
 
     def _progress(self) -> str:
         if self._app is None:

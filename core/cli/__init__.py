@@ -1,7 +1,7 @@
 """The command line, `refold`: run an app, look at workflows, change them.
 
-`main` is the program. The rest is for commands that a connector adds through the entry point group `refold.cli`, so
-that they look, fail and print JSON like the built-in ones.
+`main` is the program. The rest is for commands that a connector adds by its `refold.core.ConnectorPlugin`, so that they
+look, fail and print JSON like the built-in ones.
 """
 
 from refold.core.cli._client import open_log, project_folder

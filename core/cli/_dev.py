@@ -7,18 +7,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import click
 import msgspec
 
-from refold.core import App, Recorded
+from refold.core import App, DevService, Recorded, RefoldError
 from refold.core.cli._client import configured_url, project_folder
 from refold.core.cli._events import describe_live, event_fields
 from refold.core.cli._load import load_app
 from refold.core.cli._output import clock, common, cut, example, print_json, show_logs, stamp, terminal_width
+from refold.core.cli._plugins import load_plugins, warn_name
+from refold.core.cli._summary import print_lines, summarize
 from refold.eventlog import (
     WorkflowCancelled,
     WorkflowCompleted,
@@ -27,27 +28,9 @@ from refold.eventlog import (
     embedded_postgres,
 )
 
-_SERVICES: Final = "refold.dev"
 # A terminal can't follow thousands of events a second; what it misses is counted, and is in `refold show`.
 _BACKLOG: Final = 2_000
 _ENDS: Final = (WorkflowCompleted, WorkflowFailed, WorkflowCancelled)
-
-
-class DevService(Protocol):
-    """What a connector starts for `refold dev` (entry point group `refold.dev`): a callable (app, folder) gives it.
-
-    None instead of a service means that the app has no need of one.
-    """
-
-    def describe(self) -> Sequence[tuple[str, str]]:
-        """Return lines for the summary: a label (`broker`) and what to say about it."""
-        ...
-
-    def try_next(self) -> str | None:
-        """Return a command that makes the app do something, if there is one."""
-
-    def stop(self) -> None:
-        """End the service; called after the worker has stopped."""
 
 
 @click.command(
@@ -106,37 +89,41 @@ def _relative(path: Path) -> str:
         return str(path)
 
 
-def _start_services(app: App, stack: ExitStack) -> Iterator[DevService]:
+def _start_services(app: App, stack: ExitStack) -> Iterator[tuple[str, DevService]]:
+    """Start what the connectors of this app need; a plugin that fails in its own way is named, and left out."""
     folder = project_folder()
-    for entry in sorted(entry_points(group=_SERVICES), key=lambda entry: entry.name):
-        service: DevService | None = entry.load()(app, folder)
+    for name, plugin in load_plugins().items():
+        if plugin.dev_service is None:
+            continue
+        try:
+            service = plugin.dev_service(app, folder)
+        except (RefoldError, click.ClickException):
+            raise  # it says what is missing, and how to get it
+        except Exception as error:
+            if isinstance(error, ImportError) and "pip install" in str(error):
+                raise
+            warn_name(name, f"could not start its service: {type(error).__name__}: {error}")
+            continue
         if service is not None:
             stack.callback(service.stop)
-            yield service
+            yield name, service
 
 
-def _summary(app: App, database: str, services: Sequence[DevService], file: str) -> list[tuple[str, str]]:
+def _summary(
+    app: App, database: str, services: Sequence[tuple[str, DevService]], file: str
+) -> list[tuple[str, str]]:
     lines = [("database", database)]
-    for service in services:
-        lines.extend(service.describe())
-    lines.append(
-        ("workflows", ", ".join(sorted(app.workflows)) or f"none; put @{app.name}.workflow over a function")
-    )
-    lines.extend(("consumer", line) for connector in app.connectors for line in connector.describe())
-    suggested = [command for service in services if (command := service.try_next())]
-    if app.workflows and not suggested:
-        suggested = [f"refold start {file} {sorted(app.workflows)[0]}"]
-    lines.extend(("try", command) for command in suggested)
-    return lines
+    for name, service in services:
+        try:
+            lines.extend(service.describe())
+        except Exception as error:
+            warn_name(name, f"does not say what it started: {type(error).__name__}: {error}")
+    return lines + summarize(app, file)
 
 
 def _print_summary(file: str, summary: Sequence[tuple[str, str]], took: float) -> None:
     click.echo(f"{click.style(file, bold=True)} runs, {took:.1f} s after its start. Ctrl-C ends all of it.\n")
-    before = ""
-    for label, text in summary:
-        shown = "" if label == before else label
-        click.echo(f"  {click.style(shown.ljust(10), fg='cyan')} {text}")
-        before = label
+    print_lines(summary)
     click.echo("")
 
 
@@ -228,4 +215,4 @@ def _short_id(workflow_id: str) -> str:
     return workflow_id if len(workflow_id) <= 28 else f"{workflow_id[:14]}…{workflow_id[-12:]}"
 
 
-__all__ = ["DevService", "dev_command"]
+__all__ = ["dev_command"]

@@ -2,14 +2,13 @@
 
 An error is two or three lines on stderr (what was found, what was expected, what to do) and an exit code: 2 for
 wrong usage, 3 for something that can't be reached, 1 for everything else that failed. A traceback is shown with
-`--debug` only. Commands of connectors come by the entry point group `refold.cli`: core imports no connector.
+`--debug` only. Commands of connectors come by the entry point group `refold.connectors`: core imports no connector.
 """
 
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -27,6 +26,7 @@ _COMMANDS: Final = {
     "Look": {
         "list": "_look",
         "show": "_look",
+        "sources": "_sources",
     },
     "Change": {
         "send": "_change",
@@ -35,7 +35,6 @@ _COMMANDS: Final = {
         "migrate": "_change",
     },
 }
-_PLUGINS: Final = "refold.cli"
 
 
 class _Commands(click.Group):
@@ -43,7 +42,7 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         own = [name for names in _COMMANDS.values() for name in names]
-        return own + sorted({plugin.name for plugin in _plugins()} - set(own))
+        return own + sorted(_of_connectors())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for names in _COMMANDS.values():
@@ -51,16 +50,12 @@ class _Commands(click.Group):
                 module = importlib.import_module(f"refold.core.cli.{names[cmd_name]}")
                 command: click.Command = getattr(module, f"{cmd_name}_command")
                 return command
-        for plugin in _plugins():
-            if plugin.name == cmd_name:
-                loaded: click.Command = plugin.load()
-                return loaded
-        return None
+        return _of_connectors().get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands grouped by what they are for; a plugin's come last, each with its own one line."""
         groups = {heading: list(names) for heading, names in _COMMANDS.items()}
-        groups["Connectors"] = [plugin.name for plugin in _plugins()]
+        groups["Connectors"] = sorted(_of_connectors())
         width = max(len(name) for names in groups.values() for name in names)
         for heading, names in groups.items():
             rows = []
@@ -73,8 +68,11 @@ class _Commands(click.Group):
                     formatter.write_dl(rows)
 
 
-def _plugins() -> Sequence[EntryPoint]:
-    return sorted(entry_points(group=_PLUGINS), key=lambda plugin: plugin.name)
+def _of_connectors() -> Mapping[str, click.Command]:
+    # Imported here: a command of refold's own is found without a look at what is installed.
+    from refold.core.cli._plugins import load_commands
+
+    return load_commands(frozenset(name for names in _COMMANDS.values() for name in names))
 
 
 @click.command(

@@ -23,6 +23,7 @@ from refold.core.cli._output import (
     show_logs,
     terminal_width,
 )
+from refold.core.cli._summary import connectors_as_json, print_lines, summarize
 
 _TEMPLATES = {"shop.py.txt": "{name}.py", "test_shop.py.txt": "test_{name}.py", "gitignore.txt": ".gitignore"}
 
@@ -81,15 +82,26 @@ def worker_command(file: str, as_json: bool) -> None:
     """
     app = load_app(file)
     show_logs(terse=False)
-    if as_json:
-        print_json({"app": app.name, "workflows": sorted(app.workflows)})
-    else:
+    if not as_json:
         click.echo(
             f"worker of {app.name}: {', '.join(sorted(app.workflows)) or 'no workflows'}. Ctrl-C stops it."
         )
     sys.stdout.flush()
+
+    def show_what_runs() -> None:
+        if as_json:
+            said = {
+                "app": app.name,
+                "workflows": sorted(app.workflows),
+                "connectors": connectors_as_json(app),
+            }
+            print_json(said)
+        else:
+            print_lines([line for line in summarize(app, file) if line[0] != "workflows"])
+        sys.stdout.flush()
+
     with opened(app):
-        app.run()
+        app.run(started=show_what_runs)
 
 
 @click.command(

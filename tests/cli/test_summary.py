@@ -1,0 +1,110 @@
+"""What `refold dev`, `refold worker` and `refold sources` say of connectors, whatever they are."""
+
+import json
+
+import pytest
+
+from fixtures.terminal import Terminal
+
+BEADS = '''\
+"""A connector for beads on a string, as a third party could have written it."""
+
+import refold
+from refold.core import Move, SourceReport, Start
+
+app = refold.App("beads")
+
+
+@app.workflow
+def on_bead(colour: str) -> str:
+    return colour
+
+
+class Beads:
+    name = "beads"
+    kind = "string"
+
+    def start(self, app):
+        lane = app.lane("beads")
+        source = "beads:string"
+        at = lane.read_positions([source]).result()[source]
+        starts = [Start(on_bead, "beads:0", b\'{"colour": "red"}\'), Start(on_bead, "beads:1", b\'{"colour": "blue"}\')]
+        lane.hand_over([Move(at, b\'{"next": 2, "knots": []}\', "beads", starts)]).result()
+
+    def stop(self):
+        pass
+
+    def describe(self):
+        return ["beads: the string on the desk"]
+
+    def report(self):
+        return [SourceReport("beads:string", "beads", "bead 2")]
+
+    def try_next(self):
+        return ["echo red >>string"]
+
+
+app.connect(Beads())
+'''
+
+
+@pytest.fixture
+def desk(terminal: Terminal, database_url: str) -> Terminal:
+    """A terminal with the app above and a database."""
+    terminal.write("beads.py", BEADS)
+    terminal.environment["REFOLD_DATABASE_URL"] = database_url
+    return terminal
+
+
+def test_dev_and_worker_show_what_is_consumed_and_what_to_try(desk: Terminal) -> None:
+    lines = ["string     beads: the string on the desk", "try        echo red >>string"]
+    dev = desk.start("dev", "beads.py")
+    dev.wait_for(["beads.py runs, ... workflows  on_bead", *lines])
+    dev.interrupt()
+    worker = desk.start("worker", "beads.py")
+    worker.wait_for(["worker of beads: on_bead. Ctrl-C stops it. ...", *lines])
+    worker.interrupt()
+
+
+def test_a_worker_says_the_same_as_json(desk: Terminal) -> None:
+    worker = desk.start("worker", "beads.py", "--json")
+    worker.wait_for(["{", "...", "}"])
+    worker.interrupt()
+    assert json.loads(worker.output[worker.output.index("{") : worker.output.rindex("}") + 1]) == {
+        "app": "beads",
+        "workflows": ["on_bead"],
+        "connectors": [
+            {
+                "kind": "string",
+                "name": "beads",
+                "text": ["beads: the string on the desk"],
+                "try": ["echo red >>string"],
+            }
+        ],
+    }
+
+
+def test_a_connector_that_cannot_describe_itself_does_not_keep_the_app_from_running(desk: Terminal) -> None:
+    desk.write("beads.py", BEADS.replace('return ["beads: the string on the desk"]', "return 1 / 0"))
+    worker = desk.start("worker", "beads.py")
+    worker.wait_for(
+        ["worker of beads: ...", "string     beads: ZeroDivisionError: division by zero", "try ..."]
+    )
+    worker.interrupt()
+
+
+def test_sources_of_any_connector_are_listed(desk: Terminal) -> None:
+    assert desk.type("sources").out == "no sources yet\n"
+    dev = desk.start("dev", "beads.py")
+    dev.wait_for(["beads.py runs, ..."])
+    dev.interrupt()
+    heading, row = desk.type("sources").out.splitlines()
+    assert heading.split() == ["SOURCE", "LABEL", "POSITION", "HANDED", "OVER"]
+    assert row.split()[:-1] == ["beads:string", "beads", "next", "2"]
+    (found,) = desk.type("sources", "--json").json
+    assert {key: value for key, value in found.items() if key != "handed_over_at"} == {
+        "source": "beads:string",
+        "label": "beads",
+        "position": {"next": 2, "knots": []},
+    }
+    assert desk.type("sources", "other:").out == "no sources like that: other:\n"
