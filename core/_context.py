@@ -31,6 +31,7 @@ __all__ = [
     "sleep_until",
     "step_info",
     "uuid",
+    "workflow_args",
 ]
 
 P = ParamSpec("P")
@@ -42,6 +43,12 @@ T4 = TypeVar("T4")
 T5 = TypeVar("T5")
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def workflow_args() -> tuple[Any, ...] | None:
+    """Return what the calling workflow was called with; None outside of workflow code, in a step too."""
+    instance = find_instance()
+    return None if instance is None else instance.args
 
 
 def sleep(delay: timedelta | float) -> None:

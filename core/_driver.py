@@ -89,7 +89,8 @@ class Instance:
     """One workflow's running code. It lives and dies on one thread.
 
     `replaying` belongs to the executor; while it is True, `refold.logger` is silent. `finished` is True once
-    the code has ended, or the history says so. `now` is the time of the last event delivered.
+    the code has ended, or the history says so. `now` is the time of the last event delivered, `args` what the code
+    was called with.
     """
 
     __slots__ = (
@@ -106,6 +107,7 @@ class Instance:
         "_seq",
         "_untaken",
         "_uuids",
+        "args",
         "finished",
         "home",
         "is_async",
@@ -123,6 +125,7 @@ class Instance:
         self.replaying = False
         self.finished = False
         self.now = 0
+        self.args: tuple[Any, ...] = ()
         self._seq = -1
         self._next_no = 0
         self._asked: dict[int, _Asked] = {}
@@ -419,6 +422,7 @@ class Instance:
         # mypy and pyright don't see that the methods which the loop refuses are filled in below its class.
         body = LoopBody(self) if self.is_async else GreenletBody(self)  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
         self._body = body
+        self.args = (*args, *kwargs.values())
         body.start(self.workflow.fn, args, kwargs)
 
     def _on_step_completed(self, event: StepCompleted) -> None:
