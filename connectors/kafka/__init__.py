@@ -1,7 +1,8 @@
 """Kafka: every record of a topic becomes one workflow, whose ID is the record's identity.
 
-`consumer` declares it, `Message` is what the workflow gets. `produce` and `workflow_id` are for trying things out:
-the one puts records into a topic, the other names the workflow that a record starts.
+`consumer` declares it, `Message` is what the workflow gets, `publish` is how a workflow answers. `produce` and
+`workflow_id` are for trying things out: the one puts records into a topic, the other names the workflow that a record
+starts.
 """
 
 try:
@@ -21,6 +22,14 @@ from refold.connectors.kafka._produce import (
     TopicMissing,
     produce,
 )
+from refold.connectors.kafka._publish import (
+    Producer,
+    Published,
+    PublishRefused,
+    apublish,
+    message_id,
+    publish,
+)
 
 __all__ = [
     "BrokerUnreachable",
@@ -29,10 +38,16 @@ __all__ = [
     "Message",
     "ProduceRefused",
     "Produced",
+    "Producer",
+    "PublishRefused",
+    "Published",
     "TopicMissing",
+    "apublish",
     "consumer",
     "describe_position",
+    "message_id",
     "produce",
+    "publish",
     "source_prefix",
     "workflow_id",
 ]

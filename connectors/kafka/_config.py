@@ -111,6 +111,53 @@ def admin_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"client.id": "refold", **connecting, "bootstrap.servers": bootstrap}
 
 
+# Keys of a producer that would break what `publish` promises, and what to do instead.
+_REFUSED_OF_PRODUCER: Final[Mapping[str, str]] = {
+    "bootstrap.servers": "Use bootstrap_servers=.",
+    "metadata.broker.list": "Use bootstrap_servers=.",
+    "transactional.id": "A Kafka transaction cannot commit together with the log; readers drop repeats by ID.",
+    "on_delivery": "The connector waits for the delivery reports itself.",
+    "dr_cb": "The connector waits for the delivery reports itself.",
+    "dr_msg_cb": "The connector waits for the delivery reports itself.",
+    "delivery.report.only.error": "The connector waits for the delivery reports itself.",
+    "error_cb": "Its errors go to the logger 'refold.kafka'.",
+    "logger": "Its lines go to the logger 'refold.kafka.client', at their own levels.",
+    "log_cb": "Its lines go to the logger 'refold.kafka.client', at their own levels.",
+}
+_PRODUCER: Final[Mapping[str, Any]] = {
+    "client.id": "refold",
+    "enable.idempotence": True,
+    # The partition of a key is the one that Java's producers choose.
+    "partitioner": "murmur2_random",
+    # One try; then the step is tried again, by the log, as long as it takes.
+    "message.timeout.ms": 30_000,
+    "linger.ms": 1,
+}
+
+
+def check_producer_config(where: str, config: Mapping[str, Any]) -> None:
+    """Raise DefinitionRefused for a key in a producer's `config` that would break its promise."""
+    for key in config:
+        if key in _REFUSED_OF_PRODUCER:
+            raise DefinitionRefused(where, f"config may not set {key!r}", _REFUSED_OF_PRODUCER[key])
+    for key, allowed in (
+        ("enable.idempotence", (True, "true")),
+        ("acks", (-1, "-1", "all")),
+        ("request.required.acks", (-1, "-1", "all")),
+    ):
+        if key in config and config[key] not in allowed:
+            raise DefinitionRefused(
+                where,
+                f"config may not set {key!r} to {config[key]!r}",
+                "A record counts as published when all in-sync replicas have it, once.",
+            )
+
+
+def producer_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole configuration of a producer."""
+    return {**_PRODUCER, **config, "bootstrap.servers": bootstrap}
+
+
 def is_incremental(config: Mapping[str, Any]) -> bool:
     """Say whether the group protocol gives out partitions bit by bit (cooperative, KIP-848) or all at once."""
     return config.get("group.protocol") == "consumer" or "cooperative" in str(

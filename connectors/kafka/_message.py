@@ -21,6 +21,9 @@ _encode: Final = msgspec.json.Encoder().encode
 # A value that is skipped by the type is checked as JSON, but not as UTF-8: see `_checked_json`.
 _NULL: Final = b"null"
 
+# The headers of W3C's trace context, which go on to what a record's workflow publishes.
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+
 Form = Literal["json", "bytes", "text"]
 
 
@@ -48,6 +51,12 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     def header_values(self, name: str) -> list[bytes | None]:
         """Return all headers called `name`, in the order in which the producer set them."""
         return [value for key, value in self.headers if key == name]
+
+    @property
+    def trace(self) -> dict[str, bytes]:
+        """Return the record's trace context, `traceparent` and `tracestate`, as headers for another system."""
+        found = {name: self.header(name) for name in TRACE_HEADERS}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Record(NamedTuple):
