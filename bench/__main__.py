@@ -21,7 +21,8 @@ from typing import Any
 
 from bench import _measures as measures
 from bench._environment import HERE, dbos_python, machine_facts
-from bench._measures import DBOS_COUNTS, METRICS, REFOLD_COUNTS, Bench, Contestant, Figures, Metric, Sizes
+from bench._figures import print_facts, table
+from bench._measures import DBOS_COUNTS, METRICS, REFOLD_COUNTS, Bench, Contestant, Figures, Sizes
 from bench._peer import own_python
 from bench._server import running_server
 
@@ -32,20 +33,19 @@ DBOS_STYLES = {
     "async, 8 tasks": ("async", 8),
 }
 IN_FLIGHT = 500
+CONTESTANTS = ("refold def", "refold async", "DBOS")
 
 
 def main() -> int:
     options = _options()
     began = time.monotonic()
     wanted = tuple(options.only or measures.MEASURES)
-    peers = tuple(options.peer or ("refold def", "refold async", "DBOS"))
+    peers = tuple(options.peer or CONTESTANTS)
     facts: dict[str, Any] = {"machine": machine_facts(), "rounds": options.rounds}
     scale = 5 if options.full else 1
     with running_server() as server, tempfile.TemporaryDirectory() as folder:
         facts["postgres"] = server.facts()
-        _print_facts(facts)
-        if facts["postgres"]["fsync"] != "on" or facts["postgres"]["synchronous_commit"] != "on":
-            raise SystemExit("fsync and synchronous_commit must be on: figures without them mean nothing")
+        print_facts(facts)
         bench = Bench(server, Path(folder))
         contestants = [
             Contestant(
@@ -76,8 +76,7 @@ def main() -> int:
         facts["styles"] = {who.name: who.styles for who in contestants}
     facts["seconds"] = round(time.monotonic() - began, 1)
     report = {"facts": facts, "figures": samples, "summary": _summary(samples)}
-    text = _table(samples)
-    print(text)
+    print(table(samples, METRICS, [name for name in CONTESTANTS if any(name in s for s in samples.values())]))
     print(f"took {facts['seconds']:.0f} s")
     out = Path(options.json)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=measures.MEASURES, help="measure only this; repeatable"
     )
-    parser.add_argument("--peer", action="append", choices=("refold def", "refold async", "DBOS"))
+    parser.add_argument("--peer", action="append", choices=CONTESTANTS)
     parser.add_argument("--rounds", type=int)
     parser.add_argument(
         "--full", action="store_true", help="ten rounds, five times as many workflows a round"
@@ -238,75 +237,6 @@ def _summary(samples: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, 
         }
         for name, by_contestant in samples.items()
     }
-
-
-def _table(samples: dict[str, dict[str, list[float]]]) -> str:
-    contestants = [
-        name for name in ("refold def", "refold async", "DBOS") if any(name in s for s in samples.values())
-    ]
-    lines = ["", f"{'median [lowest .. highest]':40}" + "".join(f"{name:>28}" for name in contestants)]
-    verdicts: list[str] = []
-    for metric in METRICS:
-        if metric.name not in samples:
-            continue
-        by_contestant = samples[metric.name]
-        label = f"{metric.what}{f' ({metric.unit})' if metric.unit else ''}"
-        lines.append(
-            f"{label:40}" + "".join(f"{_cell(metric, by_contestant.get(name)):>28}" for name in contestants)
-        )
-        for name in contestants:
-            if name != "DBOS" and name in by_contestant:
-                verdicts += _verdict(metric, name, by_contestant)
-    return "\n".join(
-        [*lines, "", "against DBOS, median of the rounds' ratios [lowest .. highest]", *verdicts]
-    )
-
-
-def _cell(metric: Metric, figures: list[float] | None) -> str:
-    if not figures:
-        return "-"
-    numbers = [
-        f"{number:,.{metric.digits}f}" for number in (statistics.median(figures), min(figures), max(figures))
-    ]
-    return numbers[0] if len(figures) == 1 else f"{numbers[0]} [{numbers[1]} .. {numbers[2]}]"
-
-
-def _verdict(metric: Metric, name: str, by_contestant: dict[str, list[float]]) -> list[str]:
-    mine, theirs = by_contestant[name], by_contestant.get("DBOS")
-    target = metric.target_def if name == "refold def" and metric.target_def else metric.target
-    if metric.absolute:
-        assert target is not None
-        figure = statistics.median(mine)
-        reached = "reached" if figure <= target else "NOT reached"
-        return [f"  {name:13} {metric.what:36} {figure:8.3f}   target <= {target:g}: {reached}"]
-    if not theirs:
-        return []
-    # Round by round, so that each ratio compares two figures of the same minutes.
-    ratios = [a / b for a, b in zip(mine, theirs, strict=False) if b]
-    ratio = statistics.median(ratios)
-    shown = f"{ratio:8.3f}x [{min(ratios):.3f} .. {max(ratios):.3f}]"
-    if target is None:
-        return [f"  {name:13} {metric.what:36} {shown}"]
-    reached = "reached" if (ratio >= target) == metric.higher_is_better else "NOT reached"
-    wanted = f"{'>=' if metric.higher_is_better else '<='} {_fraction(target)}"
-    return [f"  {name:13} {metric.what:36} {shown}   target {wanted}: {reached}"]
-
-
-def _fraction(number: float) -> str:
-    return f"{number:g}" if number >= 0.3 else f"1/{1 / number:.0f}"
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    machine, postgres = facts["machine"], facts["postgres"]
-    print(
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
-        f" Python {machine['python']}, load {machine['load_before']:.2f},"
-        f" 8 kB fdatasync {machine['fdatasync_8kb_us']} us\n"
-        f"PostgreSQL {postgres['server_version']}, fsync={postgres['fsync']},"
-        f" synchronous_commit={postgres['synchronous_commit']},"
-        f" full_page_writes={postgres['full_page_writes']}; DBOS {machine['dbos']}",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def dbos_python() -> Path:
     print("making DBOS's environment (once) ...", flush=True)
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(CONSTRAINTS), "dbos"], check=True)
+    subprocess.run([*pip, "-r", str(CONSTRAINTS)], check=True)
     made_from.write_text(wanted)
     return python
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import LiteralString
 
+from bench._figures import Metric
 from bench._peer import PeerProcess
 from bench._server import Server
 
@@ -273,20 +274,6 @@ def replay_selects(bench: Bench, who: Contestant) -> Figures:
         peer.close()
     reads = [text for text in texts if text.lstrip().lower().startswith("select") and "events" in text]
     return {"replay_selects": float(len(reads))}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A line of the report. `target` is refold's figure over DBOS's, or its own with `absolute`."""
-
-    name: str
-    what: str
-    unit: str
-    higher_is_better: bool = False
-    target: float | None = None
-    target_def: float | None = None
-    absolute: bool = False
-    digits: int = 2
 
 
 METRICS = (

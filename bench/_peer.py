@@ -33,6 +33,10 @@ class PeerProcess:
             )
         self._read()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, question: str, timeout: float = 300.0, **arguments: Any) -> Any:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"ask": question, **arguments}) + "\n")

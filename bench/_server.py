@@ -57,6 +57,10 @@ class Server:
         self._server, self._port = server, port
         self._log_path = server.data_dir / "server.log"
 
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
     def url(self, database: str = "postgres") -> str:
         # TCP for both contestants, as in most installations; DBOS's URLs have no room for a socket's folder.
         return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"

@@ -109,7 +109,7 @@ def milliseconds(moments: Sequence[float]) -> list[float]:
     return [1000 * seconds for seconds in moments]
 
 
-def serve(peer: Peer) -> None:
+def serve(peer: object) -> None:
     """Answer questions until stdin ends. Prints of the measured system go to stderr, never between the
     answers.
     """
