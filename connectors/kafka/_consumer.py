@@ -36,6 +36,7 @@ def consumer(
     start: Start = "earliest",
     batch_size: int = 500,
     max_in_flight: int = 10_000,
+    dedup: str | None = None,
 ) -> Callable[[W], W]:
     """Have every record of `topics` start one run of the workflow below, ever.
 
@@ -46,7 +47,9 @@ def consumer(
     without the keys that would break the promise. `start` says where a consumer begins whose name is new to a
     topic: "earliest", "latest", or an aware datetime. At most `batch_size` records are handed over in one
     transaction; at about `max_in_flight` runnable workflows (those that wait for something don't count) the
-    topics are paused.
+    topics are paused. `dedup` names a header whose value is a record's identity: of all records of a topic with
+    the same value only the first starts a workflow ("refold-id" for what workflows publish); one without it is
+    itself, as ever.
 
     Raises DefinitionRefused for a declaration that cannot work.
     """
@@ -79,6 +82,7 @@ def consumer(
                 start=start,
                 batch_size=batch_size,
                 max_in_flight=max_in_flight,
+                dedup=dedup,
             ),
             bootstrap_servers,
         )

@@ -5,6 +5,7 @@ names. The topic's own ID is in it: a topic that is deleted and made again count
 and what it holds then are other records.
 """
 
+import hashlib
 from typing import Final
 from urllib.parse import quote
 
@@ -13,6 +14,9 @@ from refold.core import DefinitionRefused
 # An ID has at most 512 bytes. 249 for the topic's name, 22 for its ID, 60 for separators, partition, offset and era,
 # 64 for the cluster's ID; what is left is the consumer's.
 _NAME_MAX: Final = 110
+# What is longer is known by its hash.
+_HEADER_MAX: Final = 140
+_KEY_MAX: Final = 96
 
 
 def workflow_id(
@@ -36,6 +40,39 @@ def workflow_id(
     if era:
         which = f"{which}~{era}"
     return f"kafka:{_part(consumer)}:{_part(cluster)}:{_part(topic)}:{which}:{partition}:{offset}"
+
+
+def header_workflow_id(*, consumer: str, topic: str, value: bytes) -> str:
+    """Return the ID of the workflow that `consumer` starts for all records of `topic` with this identity in a header.
+
+    No cluster and no topic ID are in it: the same message in the topic's next life, or mirrored into another
+    cluster, is the same message. Its partition is empty, so it is no record's that has its place for identity.
+    """
+    return f"kafka:{_part(consumer)}::{_part(topic)}:::{_bounded(value, _HEADER_MAX)}"
+
+
+def order_key(
+    *,
+    consumer: str,
+    cluster: str,
+    topic: str,
+    topic_id: str | None,
+    partition: int,
+    era: int = 0,
+    key: bytes | None = None,
+    by_key: bool = False,
+) -> str:
+    """Return what the records have in common that `consumer` does one after the other: partition, or partition and key.
+
+    The place among them is the offset, which says nothing in another partition, another topic of that name, or after
+    the broker has lost the end of its log: all of that is in it. Records without a key are in one order `by_key` too,
+    that of the partition's records without a key; one with an empty key is none of them.
+    """
+    which = f"{topic_id or ''}~{era}" if era else topic_id or ""
+    base = f"kafka:{_part(consumer)}:{_part(cluster)}:{_part(topic)}:{which}:{partition}"
+    if not by_key:
+        return base
+    return f"{base}:" if key is None else f"{base}:={_bounded(key, _KEY_MAX)}"
 
 
 def source_name(*, consumer: str, cluster: str, topic: str, partition: int) -> str:
@@ -65,3 +102,9 @@ def check_consumer_name(name: str) -> None:
 
 def _part(text: str) -> str:
     return quote(text, safe="")
+
+
+def _bounded(raw: bytes, most: int) -> str:
+    text = quote(raw, safe="")
+    # `quote` leaves no # in what it returns.
+    return text if len(text) <= most else f"#{hashlib.sha256(raw).hexdigest()}"

@@ -25,6 +25,7 @@ _NULL: Final = b"null"
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
 Form = Literal["json", "bytes", "text"]
+Encoding = Literal["json", "base64"]
 
 
 class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -57,6 +58,25 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
         """Return the record's trace context, `traceparent` and `tracestate`, as headers for another system."""
         found = {name: self.header(name) for name in TRACE_HEADERS}
         return {name: value for name, value in found.items() if value is not None}
+
+
+class _Kept(Message[Any], frozen=True, kw_only=True):
+    """A message in the log whose `value` does not say by itself which bytes it stands for."""
+
+    encoding: Encoding
+
+
+class _Stored(msgspec.Struct):
+    """What the log holds of a record, read back."""
+
+    value: msgspec.Raw
+    topic: str
+    partition: int
+    offset: int
+    timestamp: datetime | None
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    encoding: Encoding | None = None
 
 
 class Record(NamedTuple):
@@ -98,22 +118,45 @@ class MessageCodec:
                 f"the value of record {record.offset} in {record.topic}[{record.partition}]",
                 self._problem(record.value, exc),
             )
-            return Encoded(self._input(record, record.value), failure)
+            return Encoded(self._refused_input(record), failure)
+
+    def record(self, input: bytes) -> Record:
+        """Return the record that became `input`; of its bytes only white space around JSON is lost."""
+        kept = msgspec.json.decode(input, type=dict[str, _Stored])[self.parameter]
+        return Record(
+            kept.topic,
+            kept.partition,
+            kept.offset,
+            0 if kept.timestamp is None else round((kept.timestamp - _EPOCH) / timedelta(milliseconds=1)),
+            kept.key,
+            self._value(kept),
+            kept.headers,
+        )
+
+    def _value(self, kept: "_Stored") -> bytes | None:
+        raw = bytes(kept.value)
+        if kept.encoding == "base64" or (self.form == "bytes" and raw != _NULL):
+            return msgspec.json.decode(raw, type=bytes)
+        if kept.encoding == "json":
+            return raw
+        if raw == _NULL:
+            return None
+        return raw if self.form == "json" else msgspec.json.decode(raw, type=str).encode()
 
     def _input(self, record: Record, value: Any) -> bytes:
-        return _encode(
-            {
-                self.parameter: Message(
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    timestamp=_EPOCH + timedelta(milliseconds=record.timestamp) if record.timestamp else None,
-                    key=record.key,
-                    value=value,
-                    headers=tuple(record.headers),
-                )
-            }
-        )
+        if record.value is not None and type(value) is msgspec.Raw and record.value.strip() == _NULL:
+            return self._kept(record, value, "json")  # no tombstone, though its JSON looks like one's
+        return _encode({self.parameter: Message(value=value, **_around(record))})
+
+    def _refused_input(self, record: Record) -> bytes:
+        # What is JSON stays JSON: it may fit when the workflow is tried again after its type was corrected.
+        raw = record.value
+        if raw is None:
+            return self._input(record, None)
+        return self._input(record, msgspec.Raw(raw)) if _is_json(raw) else self._kept(record, raw, "base64")
+
+    def _kept(self, record: Record, value: Any, encoding: Encoding) -> bytes:
+        return _encode({self.parameter: _Kept(value=value, encoding=encoding, **_around(record))})
 
     def _checked(self, value: bytes | None) -> Any:
         """Return what stands for `value` in the input, after it has been seen to fit."""
@@ -136,6 +179,26 @@ class MessageCodec:
         if isinstance(exc, UnicodeDecodeError):
             return f"it is not UTF-8 ({exc.reason} at byte {exc.start})"
         return str(exc)
+
+
+def _around(record: Record) -> dict[str, Any]:
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": _EPOCH + timedelta(milliseconds=record.timestamp) if record.timestamp else None,
+        "key": record.key,
+        "headers": tuple(record.headers),
+    }
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+        msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def message_parameter(name: str, parameters: typing.Mapping[str, Any]) -> MessageCodec:

@@ -15,7 +15,8 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is next in a partition, and which record was the last one handed over.
 
     Offsets have holes (transactions, compaction), so the last record is not always the one before the next.
-    `era` grows when the broker has lost the end of its log and gives the same offsets out again.
+    `era` grows when the broker gives the same offsets out again: it has lost the end of its log, or it gives topics
+    no IDs and this one was made again.
     """
 
     next_offset: int
@@ -131,4 +132,6 @@ def _recreated(label: str, found: Position, topic_id: str | None) -> Placement:
         f"{found.next_offset - 1}; what it held after that is lost. The new one is read from its beginning",
         lost_from=found.next_offset,
     )
-    return Placement(Position(0, topic_id), write=True, gap=gap, why="recreated")
+    # Without topic IDs the era tells the records of the new topic from those of the old one.
+    era = found.era + 1 if topic_id is None else 0
+    return Placement(Position(0, topic_id, era=era), write=True, gap=gap, why="recreated")

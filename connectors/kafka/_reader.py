@@ -16,7 +16,6 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
@@ -26,9 +25,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as ClientMessage
 
 from refold.connectors.kafka._aside import Aside
+from refold.connectors.kafka._backlog import Backlog, size_of
 from refold.connectors.kafka._broker import Lookup, QuietLog, SaidOnce, is_missing_topic
 from refold.connectors.kafka._config import consumer_config, is_incremental
-from refold.connectors.kafka._identity import workflow_id
 from refold.connectors.kafka._message import Record
 from refold.connectors.kafka._places import Key, Places
 from refold.connectors.kafka._position import (
@@ -40,8 +39,8 @@ from refold.connectors.kafka._position import (
     recreated_unseen,
 )
 from refold.connectors.kafka._settings import Settings
-from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, record_error
-from refold.core import Start as WorkflowStart
+from refold.connectors.kafka._starts import Starts
+from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition
 
 log: Final = logging.getLogger("refold.kafka")
 
@@ -73,7 +72,7 @@ class _Partition:
         self.expected: SourcePosition | None = None
         self.position = Position(0)
         self.next_fetch = 0
-        self.waiting: deque[Record] = deque()
+        self.waiting = Backlog()
 
     def settle(self, expected: SourcePosition, placement: Placement) -> None:
         """Take up reading where `placement` says."""
@@ -130,6 +129,7 @@ class Reader:
         self._lookup = lookup
         self._said = said
         self._cluster = cluster
+        self._starts = Starts(settings, cluster)
         self._incremental = is_incremental(settings.config)
         self._broken: Exception | None = None
         self._partitions: dict[Key, _Partition] = {}
@@ -393,11 +393,13 @@ class Reader:
         if self._looking is not None or time.monotonic() < self._hand_after:
             return
         left = min(self._settings.batch_size, self._room - (self._handing.count() if self._handing else 0))
+        room = self._settings.batch_bytes
         batch: list[_Taken] = []
         for part in self._partitions.values():
-            if part.waiting and part.reading and left > 0:
-                records = [part.waiting.popleft() for _ in range(min(left, len(part.waiting)))]
+            if part.waiting and part.reading and left > 0 and (room > 0 or not batch):
+                records = part.waiting.take(left, room)
                 left -= len(records)
+                room -= sum(map(size_of, records))
                 batch.append(_Taken(part, part.generation, records))
         if not batch:
             return
@@ -463,7 +465,7 @@ class Reader:
                 continue  # revoked, or suspended: whoever goes on from its position reads them again
             last = records[-1]
             position = advance(part.position, last.offset, last.timestamp)
-            starts = [self._start_of(part.position, record) for record in records]
+            starts = [self._starts.of(part.position, record, strict=self._strict) for record in records]
             batch.after.append((part, position))
             moves.append(
                 Move(
@@ -501,30 +503,6 @@ class Reader:
             part.position = position
         self._tell_kafka(handing.after)
 
-    def _start_of(self, position: Position, record: Record) -> WorkflowStart:
-        encoded = self._settings.codec.encode(record)
-        failure: Exception | None = encoded.failure
-        if failure is None and self._strict:
-            try:
-                self._settings.workflow.decode_args(encoded.input)
-            except Exception as exc:
-                failure = exc
-        return WorkflowStart(
-            workflow=self._settings.workflow,
-            id=workflow_id(
-                consumer=self._settings.name,
-                cluster=self._cluster,
-                topic=record.topic,
-                topic_id=position.topic_id,
-                partition=record.partition,
-                offset=record.offset,
-                timestamp=record.timestamp,
-                era=position.era,
-            ),
-            input=encoded.input,
-            failure=record_error(failure) if failure is not None else None,
-        )
-
     def _not_handed_over(self, handing: _HandOver, exc: Exception) -> None:
         """Try the same records again, after a while; the second time each is tried on the workflow itself."""
         if self._said.may_say("hand-over"):
@@ -538,7 +516,7 @@ class Reader:
         for batch in (self._looking, handing):
             for taken in batch.taken if batch is not None else ():
                 if taken.is_valid():
-                    taken.part.waiting.extendleft(reversed(taken.records))
+                    taken.part.waiting.put_back(taken.records)
         self._looking = None
 
     def _tell_kafka(self, moved: Sequence[tuple[_Partition, Position]]) -> None:
@@ -616,13 +594,18 @@ class Reader:
         return suspicious
 
     def _is_full(self) -> bool:
-        return self._waiting() > 2 * self._settings.batch_size
+        return self._waits_more_than(2)
 
     def _is_half_full(self) -> bool:
-        return self._waiting() > self._settings.batch_size
+        return self._waits_more_than(1)
 
-    def _waiting(self) -> int:
-        return sum(len(part.waiting) for part in self._partitions.values())
+    def _waits_more_than(self, batches: int) -> bool:
+        """Say whether more waits here than so many hand-overs can take, by count or by size."""
+        waiting = [part.waiting for part in self._partitions.values()]
+        return (
+            sum(map(len, waiting)) > batches * self._settings.batch_size
+            or sum(backlog.size for backlog in waiting) > batches * self._settings.batch_bytes
+        )
 
     def _regulate(self) -> None:
         """Pause the partitions while too much waits or too many workflows are runnable; resume them after it."""

@@ -22,6 +22,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     start: Start
     batch_size: int
     max_in_flight: int
+    # The header whose value is a record's identity, where it has one; else its place in the topic is.
+    dedup: str | None = None
+    # A hand-over is bounded in bytes as well: records may be large.
+    batch_bytes: int = 32 * 1024 * 1024
     # How often an idle topic is asked whether it is still the same one, and runnable workflows are counted.
     check_every: float = 30.0
     count_every: float = 1.0

@@ -68,3 +68,17 @@ def test_a_backlog_starts_only_as_much_as_may_be_in_flight(
         go.set()
         shop.wait_ended(80)
     assert shop.results() == sorted(str(n) for n in range(80))
+
+
+def test_large_records_go_over_in_several_hand_overs(dev_broker: Broker, database_url: str) -> None:
+    topic = dev_broker.create_topic()
+    dev_broker.produce(topic, *(order("x" * 40_000 + str(n)) for n in range(12)))
+    with Watched(database_url, dev_broker, topic, batch_bytes=100_000) as shop:
+        shop.wait_ended(12)
+    assert sorted(int(result.lstrip("x")) for result in shop.results()) == list(range(12))
+    rows = ask(
+        database_url,
+        "select (convert_from(body, 'UTF8')::json ->> 'started')::int from refold.events"
+        " where type = 'PositionAdvanced'",
+    )
+    assert max(started or 0 for (started,) in rows) <= 2

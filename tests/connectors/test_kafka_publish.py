@@ -286,6 +286,22 @@ def test_a_producer_refuses_what_would_break_its_promise() -> None:
         kafka.Producer("audit", bootstrap_servers="b:1")
 
 
+def test_a_consumer_starts_one_workflow_for_all_repeats_of_a_published_record(
+    broker: Broker, database_url: str
+) -> None:
+    topic = broker.create_topic(partitions=2)
+    for partition, id, header in ((0, "a", b"ship-1/0"), (1, "a again", b"ship-1/0"), (0, "b", b"ship-1/1")):
+        broker.produce(topic, order(id), partition=partition, headers=[("refold-id", header)])
+    broker.produce(topic, order("c"), order("d"), partition=0)
+    with Watched(database_url, broker, topic, dedup="refold-id", batch_size=1) as shop:
+        shop.wait_ended(4)
+        broker.produce(topic, order("b again"), partition=1, headers=[("refold-id", b"ship-1/1")])
+        broker.produce(topic, order("e"), partition=1)
+        shop.wait_ended(5)
+    found = [result.removesuffix(" again") for result in shop.results()]
+    assert found == ["a", "b", "c", "d", "e"]
+
+
 def test_readers_find_the_id_in_the_last_header_of_its_name() -> None:
     message = kafka.Message(value=1, headers=(("refold-id", b"old"), ("refold-id", b"ship-1/2")))
     assert kafka.message_id(message) == "ship-1/2"

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from fixtures.kafka_app import Order
 from refold import App
 from refold.connectors import kafka
+from refold.connectors.kafka._backlog import Backlog
 from refold.connectors.kafka._broker import SaidOnce
 from refold.connectors.kafka._config import check_config, consumer_config, resolve_bootstrap
-from refold.connectors.kafka._identity import source_name, url_safe, workflow_id
+from refold.connectors.kafka._identity import (
+    header_workflow_id,
+    order_key,
+    source_name,
+    url_safe,
+    workflow_id,
+)
 from refold.connectors.kafka._message import MessageCodec, Record
 from refold.connectors.kafka._position import (
     Position,
@@ -61,6 +68,58 @@ def test_the_longest_names_fit_into_an_id() -> None:
         partition=2**31 - 1, offset=2**63 - 1, timestamp=0, era=99,
     )  # fmt: skip
     assert len(longest.encode()) <= 512
+
+
+_keys = st.none() | st.binary(max_size=3) | st.sampled_from([b"x" * 97, b"x" * 98, b"#" + b"0" * 64])
+
+
+@given(_parts, _keys, st.booleans(), _parts, _keys, st.booleans())
+def test_two_orders_have_one_key_only_when_all_that_counts_is_the_same(
+    one: dict[str, Any],
+    key: bytes | None,
+    by_key: bool,
+    other: dict[str, Any],
+    key_2: bytes | None,
+    by_key_2: bool,
+) -> None:
+    def place_in(parts: dict[str, Any]) -> dict[str, Any]:
+        return {name: part for name, part in parts.items() if name not in ("offset", "timestamp")}
+
+    first, second = place_in(one), place_in(other)
+    same = (first, by_key, key if by_key else None) == (second, by_key_2, key_2 if by_key_2 else None)
+    assert (
+        order_key(**first, key=key, by_key=by_key) == order_key(**second, key=key_2, by_key=by_key_2)
+    ) == same
+
+
+@given(
+    _names,
+    _names,
+    st.binary(min_size=1, max_size=4),
+    _names,
+    _names,
+    st.binary(min_size=1, max_size=4),
+    _parts,
+)
+def test_an_identity_in_a_header_is_one_for_consumer_topic_and_value(
+    consumer: str,
+    topic: str,
+    value: bytes,
+    consumer_2: str,
+    topic_2: str,
+    value_2: bytes,
+    parts: dict[str, Any],
+) -> None:
+    named = header_workflow_id(consumer=consumer, topic=topic, value=value)
+    other = header_workflow_id(consumer=consumer_2, topic=topic_2, value=value_2)
+    assert (named == other) == ((consumer, topic, value) == (consumer_2, topic_2, value_2))
+    assert named != workflow_id(**parts)
+
+
+def test_the_longest_header_fits_into_an_id_and_a_longer_one_is_hashed() -> None:
+    for length in (1, 46, 47, 4_000):
+        longest = header_workflow_id(consumer="n" * 110, topic="t" * 249, value=b"\xff" * length)
+        assert len(longest.encode()) <= 512
 
 
 def test_a_topic_id_is_written_as_kafkas_own_tools_write_it() -> None:
@@ -123,7 +182,8 @@ def test_a_log_that_lost_its_end_gives_its_records_new_identities() -> None:
 
 def test_without_topic_ids_an_offset_that_goes_backwards_is_another_topic() -> None:
     known = msgspec.structs.replace(_position, topic_id=None)
-    assert place_out_of_range("p", known, None, 0, 8).why == "recreated"
+    again = place_out_of_range("p", known, None, 0, 8)
+    assert (again.why, again.position) == ("recreated", Position(0, None, era=1))
     assert place_out_of_range("p", known, None, 0, 10).why == "same"
 
 
@@ -167,9 +227,42 @@ def test_whatever_a_record_holds_its_input_is_json_that_the_workflow_reads(value
         assert shown["message"]["offset"] == 4
         if failure is None:
             assert msgspec.json.decode(input, type=dict[str, kafka.Message[hint]])["message"].offset == 4  # type: ignore[valid-type]
-        elif value is not None:
+        elif value is not None and shown["message"].get("encoding") == "base64":
             back = msgspec.json.decode(input, type=dict[str, kafka.Message[bytes]])
             assert back["message"].value == value
+
+
+_values = (
+    st.none()
+    | st.binary(max_size=20)
+    | st.sampled_from([b"null", b" null ", b'"aGk="', b"[1]", b'"\\u0000"'])
+)
+_headers = st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=3)
+
+
+@given(_values, st.none() | st.binary(max_size=5), _headers, st.integers(0, 2**41))
+def test_the_record_comes_back_from_its_workflow(
+    value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]], timestamp: int
+) -> None:
+    record = Record("t", 1, 4, timestamp, key, value, tuple(headers))
+    for hint in (Order, Order | None, bytes, str, bytes | None, str | None, Any):
+        codec = MessageCodec("message", kafka.Message[hint])  # type: ignore[valid-type]
+        back = codec.record(codec.encode(record).input)
+        assert back._replace(value=_bare(back.value)) == record._replace(value=_bare(value))
+
+
+def _bare(value: bytes | None) -> bytes | None:
+    """What of a value comes back in any case: around JSON, white space is lost."""
+    return None if value is None else value.strip(b" \t\r\n")
+
+
+def test_json_of_another_shape_fits_once_the_type_is_corrected() -> None:
+    value = b'{"id": 7}'
+    wrong = MessageCodec("message", kafka.Message[Order]).encode(_record(value))
+    assert wrong.failure is not None
+    assert msgspec.json.decode(wrong.input, type=dict[str, kafka.Message[dict[str, int]]])[
+        "message"
+    ].value == {"id": 7}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +294,28 @@ def test_text_and_bytes_are_taken_as_they_come() -> None:
     assert msgspec.json.decode(text)["m"]["value"] == "ä"
     raw = MessageCodec("m", kafka.Message[bytes]).encode(_record(b"\xff")).input
     assert msgspec.json.decode(raw, type=dict[str, kafka.Message[bytes]])["m"].value == b"\xff"
+
+
+# What waits to be handed over
+
+
+@given(st.lists(st.integers(0, 6), max_size=12), st.integers(1, 5), st.integers(1, 12))
+def test_a_hand_over_is_bounded_in_records_and_in_bytes(sizes: list[int], count: int, size: int) -> None:
+    backlog, records = (
+        Backlog(),
+        [_record(b"x" * size)._replace(offset=n, key=None) for n, size in enumerate(sizes)],
+    )
+    for record in records:
+        backlog.append(record)
+    taken = backlog.take(count, size)
+    bytes_taken = sum(len(record.value or b"") for record in taken)
+    assert taken == records[: len(taken)]
+    assert len(taken) <= count
+    assert bytes_taken <= size or len(taken) == 1
+    assert taken or not records  # one that alone is too large does not stand in the way for ever
+    assert backlog.size == sum(sizes) - bytes_taken
+    backlog.put_back(taken)
+    assert (backlog.size, backlog.take(99, 999)) == (sum(sizes), records)
 
 
 # Configuration
