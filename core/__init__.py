@@ -3,7 +3,7 @@
 from refold.core._app import App
 from refold.core._client import Page, WorkflowInfo
 from refold.core._connector import Connector, ConnectorPlugin, DevService, SourceReport
-from refold.core._context import workflow_args
+from refold.core._context import arecv, recv, uuid, workflow_args
 from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
 from refold.core._errors import (
     DecodeFailed,
@@ -64,9 +64,12 @@ __all__ = [
     "WorkflowInfo",
     "WorkflowNotFound",
     "WrongCall",
+    "arecv",
     "record_error",
+    "recv",
     "sample",
     "step",
     "step_info",
+    "uuid",
     "workflow_args",
 ]
