@@ -326,7 +326,11 @@ def timed_out(call: StepCall, timeout: timedelta) -> TimedOut:
 
 
 def retry_in(call: StepCall, error: BaseException) -> int | None:
-    """Return after how many microseconds the step is tried again; None: never."""
+    """Return after how many microseconds the step is tried again; None: never.
+
+    An error that says so itself, by a `retry_after` (timedelta), is waited for at least that long: what another
+    system asks for (Retry-After) is known only where its answer was read.
+    """
     options = call.command.step.options
     if call.failures >= options.retries or not isinstance(error, Exception):
         return None
@@ -337,4 +341,8 @@ def retry_in(call: StepCall, error: BaseException) -> int | None:
         except Exception:
             log.exception("retry_if of step %s failed; the step is not tried again", call.command.step.name)
             return None
-    return options.delay(call.failures + 1, random.random()) // timedelta(microseconds=1)
+    delay = options.delay(call.failures + 1, random.random())
+    asked = getattr(error, "retry_after", None)
+    if isinstance(asked, timedelta):
+        delay = max(delay, asked)
+    return delay // timedelta(microseconds=1)

@@ -160,6 +160,29 @@ def test_retry_if_decides_which_errors_are_tried_again(app: App, log: Log) -> No
     assert len(log.events("refused", "StepFailed")) == 1
 
 
+class Busy(Exception):
+    """What a client raises that has read a Retry-After."""
+
+    retry_after = timedelta(milliseconds=400)
+
+
+def test_an_error_that_says_when_to_come_back_is_waited_for(app: App, log: Log) -> None:
+    @refold.step(retries=1, retry_delay=timedelta(milliseconds=5))
+    def call() -> str:
+        if refold.step_info().attempt == 1:
+            raise Busy
+        return "done"
+
+    @app.workflow
+    def calls() -> str:
+        return call()
+
+    with app:
+        assert calls.start(id="calls").result(10) == "done"
+    [failed] = log.events("calls", "StepFailed")
+    assert failed["retry_at"] / 1e6 - failed["at"].timestamp() > 0.39
+
+
 @pytest.mark.parametrize("colour", ["def", "async"])
 def test_a_step_that_takes_too_long_is_an_error_that_can_be_caught(app: App, log: Log, colour: str) -> None:
     let_go = threading.Event()
