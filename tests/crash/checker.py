@@ -1,14 +1,20 @@
-"""Proves from the producer's manifest and the tables, by SQL, whether every record was processed exactly once.
+"""Proves from the senders' manifests and the tables, by SQL, whether every record was processed exactly once.
 
-It imports nothing of refold and shares no code with it: what it believes is what Postgres shows. The manifest is
-what the producer wrote down when the broker acknowledged each record: a line of JSON with `topic`, `partition`,
-`offset` and `record` (a name that no other record has). The workflows under test leave two kinds of traces beside
-the log, in tables without any unique key, so that a repetition shows:
+It imports nothing of refold and shares no code with it: what it believes is what Postgres shows. A manifest is what
+whoever sends wrote down when it was told that a record is safe: a line of JSON with `record` (a name that no other
+record has) and where it came from, which is one of
+
+    {"topic": ..., "partition": ..., "offset": ...}    a Kafka record, acknowledged by the broker
+    {"delivery": ..., "workflow": ...}                 a webhook's ID, and the workflow that each 202 for it named
+    {"tick": "2026-11-01T05:30:00Z"}                   an instant at which a schedule was due
+
+The workflows under test leave two kinds of traces beside the log, in tables without any unique key, so that a
+repetition shows:
 
     effects(record, workflow_id)        written by a transactional step: must be there once for each record
     tries(key, workflow_id, no, pid)    written by a step before it does its work: may be there twice, is only counted
 
-    python checker.py --database URL --manifest FILE --workflow NAME
+    python checker.py --database URL --manifest FILE --workflow NAME      (both may be given several times)
 
 Exit code 0: exactly once. 1: not, and which records. 2: it could not be checked.
 """
@@ -28,16 +34,18 @@ _SHOWN = 5
 # The manifest, and what the log itself says about the workflow of each record: not the heads, which are derived.
 PREPARE: tuple[LiteralString, ...] = (
     """
-    create temporary table manifest (
-        topic text not null, partition int not null, "offset" bigint not null, record text not null
-    )
+    create temporary table manifest (source text not null, record text not null, workflow_id text)
     """,
     """
     create temporary table started as
-    select e.workflow_id, input.value ->> 'topic' as topic, (input.value ->> 'partition')::int as partition,
-           (input.value ->> 'offset')::bigint as "offset"
+    select e.workflow_id,
+           coalesce((input.value ->> 'topic') || '/' || (input.value ->> 'partition')
+                    || '/' || (input.value ->> 'offset'),
+                    'tick ' || (input.value ->> 'scheduled'),
+                    'delivery ' || (input.value ->> 'id')) as source
       from refold.events e, lateral json_each(convert_from(e.body, 'UTF8')::json -> 'input') input
-     where e.seq = 0 and e.type = 'WorkflowStarted' and convert_from(e.body, 'UTF8')::json ->> 'name' = %(workflow)s
+     where e.seq = 0 and e.type = 'WorkflowStarted'
+       and convert_from(e.body, 'UTF8')::json ->> 'name' = any(%(workflows)s)
     """,
     """
     create temporary table ended as
@@ -45,8 +53,8 @@ PREPARE: tuple[LiteralString, ...] = (
       from refold.events e join started using (workflow_id)
      where e.type in ('WorkflowCompleted', 'WorkflowFailed', 'WorkflowCancelled')
     """,
-    'create index on manifest (topic, partition, "offset")',
-    'create index on started (topic, partition, "offset")',
+    "create index on manifest (source)",
+    "create index on started (source)",
     "create index on ended (workflow_id)",
     "analyze manifest",
     "analyze started",
@@ -59,18 +67,16 @@ CHECKS: dict[str, LiteralString] = {
         select record from manifest group by record having count(*) > 1
     """,
     "records that no workflow was started for: lost": """
-        select m.record from manifest m
-         where not exists (select from started s
-                            where s.topic = m.topic and s.partition = m.partition and s."offset" = m."offset")
+        select m.record from manifest m where not exists (select from started s where s.source = m.source)
     """,
     "records that several workflows were started for: doubled": """
-        select m.record from manifest m join started s using (topic, partition, "offset")
-         group by m.record having count(*) > 1
+        select m.record from manifest m join started s using (source) group by m.record having count(*) > 1
+    """,
+    "records whose sender was told of another workflow": """
+        select m.record from manifest m join started s using (source) where m.workflow_id <> s.workflow_id
     """,
     "workflows of records that nobody produced": """
-        select s.workflow_id from started s
-         where not exists (select from manifest m
-                            where s.topic = m.topic and s.partition = m.partition and s."offset" = m."offset")
+        select s.workflow_id from started s where not exists (select from manifest m where s.source = m.source)
     """,
     "workflows without an end": """
         select s.workflow_id from started s where not exists (select from ended e where e.workflow_id = s.workflow_id)
@@ -142,26 +148,33 @@ class Verdict:
         return "\n".join(lines)
 
 
-def check(database: str, manifest: Path, workflow: str) -> Verdict:
-    """Judge the whole of `manifest` against `database`, in one snapshot."""
-    records = [json.loads(line) for line in manifest.read_text().splitlines()]
+def check(database: str, manifests: Sequence[Path], workflows: Sequence[str]) -> Verdict:
+    """Judge the whole of `manifests` against `database`, in one snapshot."""
+    records = [json.loads(line) for manifest in manifests for line in manifest.read_text().splitlines()]
     verdict = Verdict()
     with psycopg.connect(database) as connection:
         connection.execute("set transaction isolation level repeatable read")
         connection.execute(PREPARE[0])
-        with connection.cursor().copy(
-            'copy manifest (topic, partition, "offset", record) from stdin'
-        ) as copy:
+        with connection.cursor().copy("copy manifest (source, record, workflow_id) from stdin") as copy:
             for record in records:
-                copy.write_row([record["topic"], record["partition"], record["offset"], record["record"]])
+                copy.write_row([_source(record), record["record"], record.get("workflow")])
         for statement in PREPARE[1:]:
-            connection.execute(statement, {"workflow": workflow} if "%(" in statement else None)
+            connection.execute(statement, {"workflows": list(workflows)} if "%(" in statement else None)
         for name, counted in COUNTS.items():
             verdict.counts[name] = int(_rows(connection, counted)[0][0])
         for name, offenders in CHECKS.items():
             if found := _rows(connection, offenders):
                 verdict.failures[name] = (len(found), sorted(str(row[0]) for row in found)[:_SHOWN])
     return verdict
+
+
+def _source(record: dict[str, Any]) -> str:
+    """Where a record came from, as PREPARE finds it in a workflow's input."""
+    if "delivery" in record:
+        return f"delivery {record['delivery']}"
+    if "tick" in record:
+        return f"tick {record['tick']}"
+    return f"{record['topic']}/{record['partition']}/{record['offset']}"
 
 
 def _rows(connection: psycopg.Connection[Any], statement: LiteralString) -> Sequence[tuple[Any, ...]]:
@@ -173,8 +186,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--database", required=True, help="a libpq URL")
-    parser.add_argument("--manifest", required=True, type=Path)
-    parser.add_argument("--workflow", required=True, help="the name of the workflow that the records start")
+    parser.add_argument("--manifest", required=True, type=Path, action="append")
+    parser.add_argument(
+        "--workflow", required=True, action="append", help="the name of a workflow that the records start"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:

@@ -242,7 +242,7 @@ def kill_run(
         wait_while_moving(lambda: finished(database), records, quiet=60)
         report.exit_codes = fleet.stop()
     report.seconds = time.monotonic() - began
-    report.verdict = check(database, manifest, WORKFLOW)
+    report.verdict = check(database, [manifest], [WORKFLOW])
     return report
 
 
