@@ -14,6 +14,7 @@ _SUBJECTS = (
     "workers",
     "lanes",
     "stage",
+    "kit",
 )
 
 pytest_plugins = [f"fixtures.{name}" for name in _SUBJECTS if find_spec(f"fixtures.{name}")]

@@ -22,7 +22,7 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
 
 def test_the_texts_of_errors_name_pages_that_exist() -> None:
     named = set()
-    for floor in ("core", "connectors", "eventlog"):
+    for floor in ("core", "connectors", "eventlog", "testing"):
         for path in (ROOT / floor).rglob("*.py"):
             named |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text()))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

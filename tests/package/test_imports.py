@@ -1,4 +1,4 @@
-"""Imports point down: connectors -> core -> eventlog, also those inside functions and under TYPE_CHECKING."""
+"""Imports point down: connectors and testing -> core -> eventlog, also inside functions and under TYPE_CHECKING."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = ("eventlog", "core", "connectors")
+FLOORS = ("eventlog", "core", "connectors", "testing")
 # The connector that a module of connectors/ belongs to; `_cli` holds what the command line adds and may know all.
 CONNECTOR_OF = {"_devbroker": "kafka", "_devbrokers": "kafka"}
 MAY_KNOW_ALL = {"__init__", "_cli"}
@@ -68,6 +68,18 @@ def test_connectors_use_only_public_names_of_core() -> None:
             private = re.match(r"refold\.core\.(.*\.)?_", name) is not None
             if private or name.startswith("refold.eventlog") or name.split(".")[0] == "psycopg":
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+def test_the_kit_for_connectors_uses_only_public_names_and_knows_no_connector() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in _files("testing")
+        for line, name in _imports(path)
+        if re.match(r"refold\.(core|eventlog)\.(.*\.)?_", name)
+        or name.startswith("refold.connectors")
+        or name.split(".")[0] == "pytest"
+    ]
     assert wrong == []
 
 

@@ -57,13 +57,21 @@ PUBLIC = [
 
 def test_the_face_has_these_names_and_no_others() -> None:
     assert sorted(refold.__all__) == sorted(PUBLIC)
-    floors = {"core", "connectors", "eventlog"}
+    floors = {"core", "connectors", "eventlog", "testing"}
     public = {name for name in vars(refold) if not name.startswith("_")} - floors
     assert public == set(PUBLIC)
 
 
 @pytest.mark.parametrize(
-    "package", ["refold", "refold.core", "refold.core.cli", "refold.eventlog", "refold.connectors.kafka"]
+    "package",
+    [
+        "refold",
+        "refold.core",
+        "refold.core.cli",
+        "refold.eventlog",
+        "refold.connectors.kafka",
+        "refold.testing",
+    ],
 )
 def test_a_package_lists_its_names_in_order_and_has_them_all(package: str) -> None:
     module = importlib.import_module(package)
@@ -76,7 +84,7 @@ def test_every_module_behind_a_package_is_private() -> None:
     root = Path(__file__).parents[2]
     public = {
         str(path.relative_to(root))
-        for floor in ("core", "connectors", "eventlog")
+        for floor in ("core", "connectors", "eventlog", "testing")
         for path in (root / floor).rglob("*.py")
         if not path.name.startswith("_")
     }

@@ -9,20 +9,20 @@ ROOT = Path(__file__).parents[2]
 
 def _shipped() -> set[str]:
     files = {"refold/__init__.py", "refold/py.typed"}
-    for floor in ("core", "connectors", "eventlog"):
+    for floor in ("core", "connectors", "eventlog", "testing"):
         for path in (ROOT / floor).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 files.add(f"refold/{path.relative_to(ROOT)}")
     return files
 
 
-def test_the_wheel_carries_all_three_floors_with_sql_and_templates_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_carries_all_floors_with_sql_and_templates_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == _shipped()
 
 
-def test_the_sdist_carries_all_three_floors(built: Path) -> None:
+def test_the_sdist_carries_all_floors(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2].removeprefix("src/") for name in archive.getnames()}
