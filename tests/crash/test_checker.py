@@ -62,10 +62,13 @@ def manifest(database: str, tmp_path: Path) -> Path:
         {"delivery": "msg-3", "workflow": "w-3"},
         {"tick": "2026-11-21T09:00:04Z"},
     ]
-    inputs: list[tuple[str, dict[str, object]]] = []
-    inputs += [("on_order", {"message": line}) for line in lines[:3]]
-    inputs.append(("on_delivery", {"delivery": {"id": "msg-3", "path": "/orders"}}))
-    inputs.append(("on_tick", {"tick": {"scheduled": "2026-11-21T09:00:04Z"}}))
+    inputs: list[tuple[str, dict[str, object]]] = [
+        ("on_order", {"message": lines[0]}),
+        ("on_order", {"message": lines[1]}),
+        ("on_order", {"message": lines[2]}),
+        ("on_delivery", {"delivery": {"id": "msg-3", "path": "/orders"}}),
+        ("on_tick", {"tick": {"scheduled": "2026-11-21T09:00:04Z"}}),
+    ]
     with psycopg.connect(database) as connection:
         connection.execute(TABLES)
         for i, (name, value) in enumerate(inputs):
