@@ -11,6 +11,7 @@ from refold.core._errors import (
     Evicted,
     HistoryMismatch,
     InvalidId,
+    NotAccepted,
     RefoldError,
     StepError,
     TimedOut,
@@ -24,11 +25,24 @@ from refold.core._errors import (
 from refold.core._failures import record_error
 from refold.core._handle import WorkflowHandle
 from refold.core._sample import sample
-from refold.core._source import HandedOver, Lane, Move, Start
+from refold.core._source import (
+    Accepted,
+    Cancel,
+    HandedOver,
+    Lane,
+    Move,
+    Note,
+    Order,
+    Send,
+    Start,
+    join_id,
+)
 from refold.eventlog import GapFound, PositionMoved, Recorded, RecordedError, SourcePosition
 
 __all__ = [
+    "Accepted",
     "App",
+    "Cancel",
     "Connector",
     "ConnectorPlugin",
     "DecodeFailed",
@@ -43,11 +57,15 @@ __all__ = [
     "Lane",
     "Later",
     "Move",
+    "NotAccepted",
+    "Note",
+    "Order",
     "Page",
     "PositionMoved",
     "Recorded",
     "RecordedError",
     "RefoldError",
+    "Send",
     "SourcePosition",
     "SourceReport",
     "Start",
@@ -65,6 +83,7 @@ __all__ = [
     "WorkflowNotFound",
     "WrongCall",
     "arecv",
+    "join_id",
     "record_error",
     "recv",
     "sample",

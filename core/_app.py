@@ -2,28 +2,32 @@
 
 import asyncio
 import builtins
+import concurrent.futures
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from refold.core import _garbage
+from refold.core._accept import Ticket
 from refold.core._client import Client, Page, WorkflowInfo
 from refold.core._codec import encode_message
 from refold.core._connector import Connector
 from refold.core._definitions import AsyncWorkflow, SyncWorkflow, Workflow, define_workflow, is_in_step
-from refold.core._engine import Engine, refuse_on_a_loop
-from refold.core._errors import DefinitionRefused, WrongCall
+from refold.core._engine import Engine, Mailbox, refuse_on_a_loop
+from refold.core._errors import DefinitionRefused, NotAccepted, WrongCall
 from refold.core._handle import WorkflowHandle
 from refold.core._home import find_instance
-from refold.core._source import Lane
+from refold.core._ids import check_id
+from refold.core._source import Accepted, Cancel, HandedOver, Lane, Move, Send, Start
 from refold.core._worker import CAPACITY, SHUTDOWN_GRACE, Observer, Worker
-from refold.eventlog import EmbeddedServer, check, embedded_postgres
+from refold.eventlog import DatabaseUnreachable, EmbeddedServer, check, embedded_postgres
 from refold.eventlog._events import Recorded
 from refold.eventlog._read import SourcePosition
 
@@ -31,6 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DATABASE_URL: Final = "REFOLD_DATABASE_URL"
+ACCEPT_WITHIN: Final = 10.0  # seconds
 
 
 class App:
@@ -53,6 +58,8 @@ class App:
         self._threads, self._concurrency = threads, concurrency
         self._observers: list[Observer] = []
         self._lock = threading.RLock()
+        self._opening_lock = threading.Lock()
+        self._opened: concurrent.futures.Future[Engine] | None = None
         self._engine: Engine | None = None
         self._client: Client | None = None
         self._worker: Worker | None = None
@@ -435,6 +442,119 @@ class App:
         self._lanes.append(lane)
         return lane
 
+    def hand_over(self, moves: Sequence[Move]) -> HandedOver:
+        """Start the workflows of `moves` and move the positions on, in one transaction; without a lane, for once.
+
+        Raises PositionMoved, and nothing was written, when somebody else was first.
+        """
+        return self._call(self._hand_over(moves), "app.hand_over(...)", "await app.ahand_over(...)")
+
+    async def ahand_over(self, moves: Sequence[Move]) -> HandedOver:
+        """Do what `hand_over` does, from async code."""
+        return await self._acall(self._hand_over(moves))
+
+    async def _hand_over(self, moves: Sequence[Move]) -> HandedOver:
+        return await self._client_now().hand_over(moves)
+
+    def accept(
+        self, items: Sequence[Start | Send | Cancel], *, label: str, timeout: float = ACCEPT_WITHIN
+    ) -> builtins.list[Accepted]:
+        """Start workflows and send messages; on return they are durable, and their sender may be told so.
+
+        Shares its transaction with all that this process accepts at the moment. A start whose ID exists is no error,
+        whatever its input: see `Accepted`. Works in a process without a worker too; with one, that begins at once.
+
+        Raises NotAccepted after `timeout` seconds (Postgres is away, or stalled): what has not left this process by
+        then is taken back, what is on its way may still be done. Raises InvalidId.
+        """
+        refuse_on_a_loop("app.accept(...)", "await app.aaccept(...)")
+        answer: concurrent.futures.Future[builtins.list[Accepted]] = concurrent.futures.Future()
+
+        def tell(accepted: builtins.list[Accepted] | None, error: Exception | None) -> None:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                answer.set_exception(error) if error is not None else answer.set_result(accepted or [])
+
+        ticket = _ticket(items, label, tell)
+        deadline = time.monotonic() + timeout
+        try:
+            self._opening().result(timeout)
+            self._post(self._take, ticket)
+            return answer.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            self._take_back(ticket)
+            raise _not_in_time(ticket, timeout) from error
+        except DatabaseUnreachable as error:
+            raise NotAccepted(label, len(items), str(error).splitlines()[0]) from error
+        except BaseException:
+            self._take_back(ticket)
+            raise
+
+    async def aaccept(
+        self, items: Sequence[Start | Send | Cancel], *, label: str, timeout: float = ACCEPT_WITHIN
+    ) -> builtins.list[Accepted]:
+        """Do what `accept` does, from async code."""
+        host = asyncio.get_running_loop()
+        answer: asyncio.Future[builtins.list[Accepted]] = host.create_future()
+
+        def answered(accepted: builtins.list[Accepted] | None, error: Exception | None) -> None:
+            if not answer.done():
+                answer.set_exception(error) if error is not None else answer.set_result(accepted or [])
+
+        ticket = _ticket(items, label, answered)
+        late = host.call_later(timeout, lambda: answered(None, _not_in_time(ticket, timeout)))
+        try:
+            if self._engine is None:
+                opening = asyncio.wrap_future(self._opening())
+                await asyncio.wait((opening, answer), return_when=asyncio.FIRST_COMPLETED)
+                if opening.done():
+                    opening.result()
+            if not answer.done():
+                back = self._engine_now().mailbox_of(host)
+                ticket.tell = lambda accepted, error: _post_back(back, answered, accepted, error)
+                self._post(self._take, ticket)
+            return await answer
+        except DatabaseUnreachable as error:
+            raise NotAccepted(label, len(items), str(error).splitlines()[0]) from error
+        except BaseException:
+            self._take_back(ticket)
+            raise
+        finally:
+            late.cancel()
+
+    def _opening(self) -> "concurrent.futures.Future[Engine]":
+        """Open the app in a thread, one for all who ask meanwhile: Postgres may not answer for long."""
+        with self._opening_lock:
+            if self._opened is None or (self._opened.done() and self._engine is None):
+                future: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+                self._opened = future
+
+                def work() -> None:
+                    try:
+                        future.set_result(self._open())
+                    except BaseException as error:
+                        future.set_exception(error)
+
+                threading.Thread(target=work, name=f"refold-open-{self.name}", daemon=True).start()
+            return self._opened
+
+    def _engine_now(self) -> Engine:
+        if self._engine is None:
+            raise concurrent.futures.CancelledError("the app was closed")
+        return self._engine
+
+    def _post(self, act: Callable[[Ticket], None], ticket: Ticket) -> None:
+        try:
+            self._engine_now().post(act, ticket)
+        except (RuntimeError, concurrent.futures.CancelledError) as error:  # its loop is closed
+            raise NotAccepted(ticket.label, len(ticket.items), "the app was closed") from error
+
+    def _take(self, ticket: Ticket) -> None:
+        self._client_now().acceptor.take(ticket)
+
+    def _take_back(self, ticket: Ticket) -> None:
+        with contextlib.suppress(NotAccepted):
+            self._post(lambda given_up: self._client_now().acceptor.take_back(given_up), ticket)
+
     def _running_worker(self) -> Worker:
         worker = self._worker
         if worker is None:
@@ -451,6 +571,25 @@ class App:
 
     async def _positions(self, prefix: str) -> builtins.list[SourcePosition]:
         return [*await self._client_now().positions(prefix)]
+
+
+def _ticket(
+    items: Sequence[Start | Send | Cancel],
+    label: str,
+    tell: Callable[[list[Accepted] | None, Exception | None], None],
+) -> Ticket:
+    for item in items:
+        check_id(item.id if isinstance(item, Start) else item.to)
+    return Ticket(items, label, tell)
+
+
+def _not_in_time(ticket: Ticket, timeout: float) -> NotAccepted:
+    return NotAccepted(ticket.label, len(ticket.items), f"Postgres has not answered within {timeout:g} s")
+
+
+def _post_back(back: Mailbox, callback: Callable[..., object], *arguments: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
+        back.post(callback, *arguments)
 
 
 class _WorkflowDecorator(Protocol):

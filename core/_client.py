@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from psycopg import errors
 
+from refold.core._accept import Acceptor
 from refold.core._clock import LogClock
 from refold.core._definitions import Workflow
 from refold.core._ends import Ends
@@ -26,8 +28,10 @@ from refold.core._errors import (
     WorkflowNotFound,
 )
 from refold.core._ids import check_id, new_id
+from refold.core._source import DELETE_STREAM, HandedOver, Lane, Move, Rows, outgrown, rows_of
 from refold.core._worker import Worker
 from refold.eventlog._connect import AsyncConnection, Line
+from refold.eventlog._errors import AppendRefused, PositionMoved
 from refold.eventlog._events import (
     Event,
     MessageReceived,
@@ -78,6 +82,8 @@ class Client:
         self._ends: Ends | None = None
         self._waiting: dict[str, tuple[Append, list[asyncio.Future[set[str]]]]] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._acceptor: Acceptor | None = None
+        self._lane: Lane | None = None
 
     # Starting and sending.
 
@@ -206,6 +212,55 @@ class Client:
                     # The second of two starts of one ID in one batch met the first.
                     future.set_result(existing if number == 0 else {key[1:]})
 
+    # For connectors.
+
+    @property
+    def acceptor(self) -> Acceptor:
+        """What accepts messages."""
+        if self._acceptor is None:
+            self._acceptor = Acceptor(self._url, self._worker, self.reader, self._clock)
+        return self._acceptor
+
+    async def hand_over(self, moves: Sequence[Move]) -> HandedOver:
+        """Start the workflows of `moves` and move the positions on, in one transaction. Raises PositionMoved."""
+        worker = self._worker
+        if worker is not None and worker.serves:
+            if self._lane is None:
+                self._lane = Lane("hand-over", lambda: worker, None)
+            return await self._lane.hand_over_here(list(moves))
+        rows = rows_of(moves, await self._now(), None, 0)
+
+        async def once(connection: AsyncConnection) -> tuple[int, set[str]]:
+            return await write_unfenced(connection, rows.appends)
+
+        sources = [move.expected.source for move in moves]
+        try:
+            log_time, existing = await self._line.run(once)
+        except errors.UniqueViolation as error:
+            if error.diag.constraint_name != "one_event_per_seq":
+                raise
+            if not await self._are_ours(rows):
+                raise PositionMoved(sources) from error
+            log_time, existing = self._clock.now(), set()  # by our first try, whose answer got lost
+        except Exception as error:
+            if not is_about_a_row(error):
+                raise
+            raise AppendRefused(", ".join(sources), str(error)) from error
+        self._clock.refresh(log_time)
+        for move in moves:
+            if (gone := outgrown(move.expected, rows.positions[move.expected.source])) is not None:
+                await self.reader.rows(DELETE_STREAM, gone)
+        return rows.done(existing, moves)
+
+    async def _are_ours(self, rows: Rows) -> bool:
+        """Whether the streams hold what these rows would write, stamped with the very same microsecond."""
+        for append in rows.appends:
+            event = append.events[0]
+            there = {r.seq: r for r in await self.reader.history(append.stream)}.get(event.seq)
+            if there is None or there.at != event.at or encode_event(there.event) != event.body:
+                return False
+        return True
+
     # Looking.
 
     async def head(self, workflow_id: str) -> Head:
@@ -298,6 +353,10 @@ class Client:
             self._ends.close()
         if self._listener is not None:
             await self._listener.close()
+        if self._acceptor is not None:
+            await self._acceptor.close()
+        if self._lane is not None:
+            await self._lane.close_here()
         await self._line.drop()
         if self._worker is None:
             await self.reader.close()

@@ -95,12 +95,17 @@ class Engine:
             future.cancel()
             raise
 
-    async def acall(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` on the engine's loop and await it from another one. Cancelling this cancels that."""
-        host = asyncio.get_running_loop()
+    def mailbox_of(self, host: asyncio.AbstractEventLoop) -> Mailbox:
+        """Return the way back to another loop; called on that."""
         back = self._hosts.get(host)
         if back is None:
             back = self._hosts[host] = Mailbox(host)
+        return back
+
+    async def acall(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` on the engine's loop and await it from another one. Cancelling this cancels that."""
+        host = asyncio.get_running_loop()
+        back = self.mailbox_of(host)
         answer: asyncio.Future[T] = host.create_future()
         tasks: list[asyncio.Task[T]] = []
 

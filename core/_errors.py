@@ -183,6 +183,24 @@ class WorkflowDeleted(RefoldError):
         )
 
 
+class NotAccepted(RefoldError):
+    """Messages could not be made durable in time. Reaction: tell their sender so, and let it send them again.
+
+    What had not left this process is taken back. What was on its way may still be done; the sender's next try then
+    finds it there.
+    """
+
+    def __init__(self, label: str, count: int, why: str) -> None:
+        super().__init__(label, count, why)
+        self.label, self.count, self.why = label, count, why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} message(s) for {self.label} were not accepted: {self.why}. Answer the sender that it failed "
+            "(over HTTP: 503), so that it sends them again; under the same identity they are started once."
+        )
+
+
 class InvalidId(RefoldError):
     """A workflow ID can't be stored. Reaction: choose one of 1 to 512 bytes without control characters."""
 

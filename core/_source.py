@@ -8,7 +8,8 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import psycopg
@@ -18,17 +19,31 @@ from psycopg import errors
 from refold.core._definitions import Workflow
 from refold.core._errors import DecodeFailed
 from refold.core._failures import record_error
+from refold.core._ids import check_id
 from refold.eventlog._errors import EventLogError, Fenced, PositionMoved
 from refold.eventlog._events import (
+    CancelRequested,
     Event,
     GapFound,
+    MessageReceived,
+    Noted,
+    Parked,
     PositionAdvanced,
     RecordedError,
     WorkflowFailed,
     WorkflowStarted,
     encode_event,
 )
-from refold.eventlog._log import MAILED, UNKNOWN, Append, NewEvent, NewWorkflow, PositionMove
+from refold.eventlog._log import (
+    BEHIND,
+    MAILED,
+    UNKNOWN,
+    Append,
+    Message,
+    NewEvent,
+    NewWorkflow,
+    PositionMove,
+)
 from refold.eventlog._log import Lane as LogLane
 from refold.eventlog._read import SourcePosition
 
@@ -43,24 +58,94 @@ T = TypeVar("T")
 GENERATION: Final = 10_000
 
 
+def join_id(*parts: str) -> str:
+    """Return the parts of an identity as one ID: other parts, another ID, whatever characters are in them.
+
+    Each is percent-encoded, so that the colons between them are the only ones.
+    """
+    return ":".join([quote(part, safe="") for part in parts])
+
+
+class Order(msgspec.Struct, frozen=True):
+    """The place of a start among the others of the same key: they run one after the other, the lowest `no` first.
+
+    `key` is one for all sources and consumers, so their names belong into it. With `parks` an error out of the
+    workflow parks it, and those behind it wait until a person has retried or skipped it; without, it fails and the
+    next one goes on.
+    """
+
+    key: str
+    no: int
+    parks: bool = True
+
+
 class Start(msgspec.Struct):
     """One message's workflow: its ID is the message's identity.
 
     `input` is the encoded input, JSON {parameter: value}. With `failure` the message can't be a workflow's input:
-    it is recorded as started and failed at once, for people to see, and never run.
+    it is recorded as started and failed at once, for people to see, and not run; in an order that parks, it is
+    parked. `digest` is the connector's own fingerprint of the message, where it is not that of the input. It runs in
+    its place of `order`, and not before `not_before` (microseconds of the log's clock, see `Lane.now`). With
+    `find_same`, `accept` reports another workflow of the same label with the same digest.
     """
 
     workflow: Workflow[..., Any]
     id: str
     input: bytes
     failure: RecordedError | None = None
+    digest: str | None = None
+    order: Order | None = None
+    not_before: int | None = None
+    find_same: bool = False
+
+
+class Send(msgspec.Struct):
+    """A message into the inbox of workflow `to`, started or not yet; `value` is JSON. Kept once for each (to, id)."""
+
+    to: str
+    id: str
+    topic: str
+    value: bytes
+
+
+class Cancel(msgspec.Struct):
+    """Asks workflow `to` to cancel, by message `id`; nothing happens if it has ended."""
+
+    to: str
+    id: str
+    reason: str = ""
+
+
+class Note(msgspec.Struct):
+    """A fact of the source itself, for its stream: `kind` for programs, `text` for people, `data` any JSON."""
+
+    kind: str
+    text: str
+    data: bytes = b"null"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What became of an item that was accepted. It is durable.
+
+    `id` is the workflow. Not `new`: it (for a Send: this message) was there before, and `digest` is that of the
+    workflow that is there, so another one than yours means another body under the same ID. `same` is the earliest
+    other workflow of the label with the same digest, if the start asked for it. `ended`: a Send's target has ended,
+    the message was dropped.
+    """
+
+    id: str
+    new: bool
+    digest: str | None = None
+    same: str | None = None
+    ended: bool = False
 
 
 class Move(msgspec.Struct):
     """What is handed over of one source: from the position that was read to the new one, with what it started.
 
     `label` is the consumer's name, which `list` shows and in-flight counts go by; `gap` says what was lost before
-    it could be read.
+    it could be read; `sends` and `cancels` go to workflows that run, `notes` into the source's own stream. All of it
+    happens in one transaction, or nothing.
     """
 
     expected: SourcePosition
@@ -68,6 +153,9 @@ class Move(msgspec.Struct):
     label: str
     starts: list[Start] = []
     gap: GapFound | None = None
+    sends: list[Send] = []
+    cancels: list[Cancel] = []
+    notes: list[Note] = []
 
 
 class HandedOver(msgspec.Struct):
@@ -82,7 +170,7 @@ class Lane:
     """A connector's own sequence of hand-overs, with a connection of its own. Its methods may be called from any
     thread and return futures of `concurrent.futures`."""
 
-    def __init__(self, name: str, worker: "Callable[[], Worker]", submit: Callable[..., Any]) -> None:
+    def __init__(self, name: str, worker: "Callable[[], Worker]", submit: Callable[..., Any] | None) -> None:
         self.name = name
         self._worker = worker
         self._submit = submit
@@ -101,7 +189,11 @@ class Lane:
         The future raises PositionMoved, and nothing was written, when a position is not the expected one any more.
         A start whose ID exists is a duplicate and does nothing. Waits as long as Postgres is away.
         """
-        return self._soon(self._hand_over(list(moves)))
+        return self._soon(self.hand_over_here(list(moves)))
+
+    def now(self) -> int:
+        """Return this process's estimate of the log's clock, Postgres's, in microseconds since 1970 UTC."""
+        return self._worker().clock.now()
 
     def count_runnable(self, label: str, limit: int) -> "concurrent.futures.Future[int]":
         """Count the unfinished workflows of consumer `label` that do not wait for something, up to `limit`."""
@@ -110,11 +202,12 @@ class Lane:
     def close(self) -> None:
         """Close the lane, after what was handed over before."""
         try:
-            self._soon(self._close()).result(10)
+            self._soon(self.close_here()).result(10)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, RuntimeError):
             log.debug("lane %s was left open", self.name)
 
     def _soon(self, coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        assert self._submit is not None, "a lane of the engine's own"
         return self._submit(coroutine)  # type: ignore[no-any-return]
 
     async def _locked(self) -> asyncio.Lock:
@@ -129,13 +222,15 @@ class Lane:
     async def _count_runnable(self, label: str, limit: int) -> int:
         return await self._worker().reader.runnable(label, limit)
 
-    async def _close(self) -> None:
+    async def close_here(self) -> None:
+        """Do what `close` does, on the engine's loop."""
         async with await self._locked():
             if self._lane is not None:
                 await self._lane.close()
                 self._lane = None
 
-    async def _hand_over(self, moves: list[Move]) -> HandedOver:
+    async def hand_over_here(self, moves: list[Move]) -> HandedOver:
+        """Do what `hand_over` does, on the engine's loop."""
         async with await self._locked():
             while True:
                 worker = self._worker()
@@ -153,27 +248,9 @@ class Lane:
                 await self._lane.close()
             self._lane = LogLane(worker.url, worker.id, self.name)
             await self._lane.register()
-        at = worker.clock.now()
-        room = worker.room
-        began: list[tuple[Start, NewWorkflow, WorkflowStarted]] = []
-        appends: list[Append] = []
-        positions: dict[str, SourcePosition] = {}
-        seen: set[str] = set()
-        for move in moves:
-            moved, position = _advance(move, at)
-            positions[position.source] = position
-            appends += moved
-            for start in move.starts:
-                if start.id in seen:
-                    continue
-                seen.add(start.id)
-                owner = worker.id if start.failure is None and len(began) < room else None
-                new, event = _new_workflow(start, move.label, at, owner)
-                moved[0].starts.append(new)
-                if new.owner is not None:
-                    began.append((start, new, event))
+        rows = rows_of(moves, worker.clock.now(), worker.id, worker.room)
         try:
-            log_time, existing = await self._lane.transact(appends)
+            log_time, existing = await self._lane.transact(rows.appends)
         except errors.UniqueViolation as error:
             if error.diag.constraint_name == "one_event_per_seq":
                 raise PositionMoved([move.expected.source for move in moves]) from error
@@ -182,14 +259,15 @@ class Lane:
             if (error.sqlstate or "")[:2] in ("22", "23", "54"):
                 return await self._hand_over_without_culprit(worker, moves, error)
             raise
-        worker.handed_over(log_time, began, existing)
+        worker.handed_over(log_time, rows.owned, existing)
+        for append in rows.appends:
+            for new in append.starts:
+                if new.not_before is not None:
+                    worker.wake_at(new.not_before)
         for move in moves:
-            await self._next_generation(move.expected, positions[move.expected.source])
-        count = len(seen)
-        duplicates = sum(not each.startswith((UNKNOWN, MAILED)) for each in existing)
-        if duplicates:
-            log.info("%s of %s starts of %s were there already", duplicates, count, moves[0].label)
-        return HandedOver(positions, count - duplicates, duplicates)
+            if (gone := outgrown(move.expected, rows.positions[move.expected.source])) is not None:
+                await self._lane.read(DELETE_STREAM, gone)
+        return rows.done(existing, moves)
 
     async def _hand_over_without_culprit(
         self, worker: "Worker", moves: list[Move], error: psycopg.Error
@@ -207,18 +285,72 @@ class Lane:
                 break
         return await self._hand_over_once(worker, moves)
 
-    async def _next_generation(self, old: SourcePosition, new: SourcePosition) -> None:
-        if old.stream != new.stream and old.next_seq > 0 and self._lane is not None:
-            await self._lane.read(
-                "with gone as (delete from refold.events where workflow_id = %s returning 1) select count(*) from gone",
-                old.stream,
-            )
+
+class Rows(msgspec.Struct):
+    """The rows of a hand-over, and what it says when they are written."""
+
+    appends: list[Append]
+    positions: dict[str, SourcePosition]
+    owned: list[tuple[Start, NewWorkflow, WorkflowStarted]]  # by this process's worker, if they are new
+    starts: int
+
+    def done(self, existing: set[str], moves: Sequence[Move]) -> HandedOver:
+        duplicates = sum(not each.startswith((UNKNOWN, MAILED, BEHIND)) for each in existing)
+        if duplicates:
+            log.info("%s of %s starts of %s were there already", duplicates, self.starts, moves[0].label)
+        return HandedOver(self.positions, self.starts - duplicates, duplicates)
+
+
+def rows_of(moves: Sequence[Move], at: int, worker: str | None, room: int) -> Rows:
+    """Return the rows that hand `moves` over; `worker` has `room` for that many of their workflows."""
+    rows = Rows([], {}, [], 0)
+    seen: set[str] = set()
+    for move in moves:
+        moved, position = _advance(move, at)
+        rows.positions[position.source] = position
+        rows.appends += moved
+        messages: list[Send | Cancel] = [*move.sends, *move.cancels]
+        moved[0].messages += [message_of(message) for message in messages]
+        for start in move.starts:
+            if start.id in seen:
+                continue
+            seen.add(start.id)
+            owner = worker if len(rows.owned) < room else None
+            new, event = new_workflow(start, move.label, at, owner)
+            moved[0].starts.append(new)
+            if new.owner is not None:
+                rows.owned.append((start, new, event))
+    rows.starts = len(seen)
+    return rows
+
+
+def message_of(message: Send | Cancel) -> Message:
+    """Return the inbox row of a message."""
+    check_id(message.to)
+    event: MessageReceived | CancelRequested
+    if isinstance(message, Send):
+        event = MessageReceived(message_id=message.id, topic=message.topic, value=Raw(message.value))
+    else:
+        event = CancelRequested(message_id=message.id, reason=message.reason)
+    return Message(message.to, message.id, type(event).__name__, encode_event(event))
+
+
+# Returns a row, as every statement of a lane does.
+DELETE_STREAM: Final[LiteralString] = (
+    "with gone as (delete from refold.events where workflow_id = %s returning 1) select count(*) from gone"
+)
+
+
+def outgrown(old: SourcePosition, new: SourcePosition) -> str | None:
+    """Return the stream of a position's generation that is over; to be deleted, whole."""
+    return old.stream if old.stream != new.stream and old.next_seq > 0 else None
 
 
 def _advance(move: Move, at: int) -> tuple[list[Append], SourcePosition]:
     """Return the rows that move one position on, and where the next ones go."""
     expected = move.expected
     events: list[Event] = [] if move.gap is None else [move.gap]
+    events += [Noted(kind=note.kind, text=note.text, data=Raw(note.data)) for note in move.notes]
     events.append(PositionAdvanced(position=Raw(move.position), started=len(move.starts), label=move.label))
     stream, seq = expected.stream, expected.next_seq
     append = Append(
@@ -239,27 +371,51 @@ def _advance(move: Move, at: int) -> tuple[list[Append], SourcePosition]:
     return appends, position
 
 
-def _new_workflow(
-    start: Start, label: str, at: int, owner: str | None
-) -> tuple[NewWorkflow, WorkflowStarted]:
-    digest = ""
-    if start.failure is None:
+def new_workflow(start: Start, label: str, at: int, owner: str | None) -> tuple[NewWorkflow, WorkflowStarted]:
+    """Return the head and event 0 of a start; in `owner`'s hands, if it can run at once."""
+    order, digest = start.order, start.digest
+    if start.failure is None and (digest is None or order is not None):
         try:
-            digest = start.workflow.digest(start.input)
+            computed = start.workflow.digest(start.input)
+            digest = computed if digest is None else digest
         except (
             DecodeFailed
-        ) as error:  # no input of this workflow, ever: a visible failure, and the source goes on
-            start.failure, owner = record_error(error), None
-    event = WorkflowStarted(name=start.workflow.name, input=Raw(start.input), digest=digest, source=label)
-    failed = encode_event(WorkflowFailed(error=start.failure)) if start.failure is not None else None
+        ) as error:  # no input of this workflow, ever: for people to see, and the source goes on
+            start.failure = record_error(error)
+    if start.failure is not None or (start.not_before is not None and start.not_before > at):
+        owner = None
+    parks = order is None or order.parks
+    event = WorkflowStarted(
+        name=start.workflow.name,
+        input=Raw(start.input),
+        digest=digest or "",
+        source=label,
+        order_key=None if order is None else order.key,
+        order_no=None if order is None else order.no,
+        parks=parks,
+        not_before=start.not_before,
+        findable=start.find_same,
+    )
+    failed = parked = None
+    if start.failure is not None and order is not None and parks:
+        parked = encode_event(
+            Parked(reason="its message can't be an input of the workflow", error=start.failure)
+        )
+    elif start.failure is not None:
+        failed = encode_event(WorkflowFailed(error=start.failure))
     new = NewWorkflow(
         start.id,
         start.workflow.name,
-        digest,
+        digest or "",
         at,
         encode_event(event),
         owner=owner,
         source=label,
         failed=failed,
+        parked=parked,
+        order_key=event.order_key,
+        order_no=event.order_no,
+        not_before=start.not_before,
+        findable=start.find_same,
     )
     return new, event

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, LiteralString
 
+import msgspec
 from msgspec import Raw
 
 from refold.core._clock import LogClock
@@ -48,7 +49,7 @@ from refold.eventlog._events import (
     encode_event,
 )
 from refold.eventlog._listen import Listener
-from refold.eventlog._log import MAILED, UNKNOWN, Lane, Message, NewWorkflow
+from refold.eventlog._log import BEHIND, MAILED, UNKNOWN, Lane, Message, NewWorkflow
 from refold.eventlog._read import Head, Reader
 from refold.eventlog._workers import Heartbeat, Tick
 
@@ -123,6 +124,21 @@ class Worker:
         """How many more workflows it takes in now."""
         return self._term.executor.room if self._term is not None else 0
 
+    @property
+    def serves(self) -> bool:
+        """Whether it is known under a name now, and not about to leave."""
+        return self._term is not None and not self.stopping
+
+    def wake_at(self, when: int) -> None:
+        """Look for work at `when` (log time): something that this process has started is due then."""
+        if self._term is not None:
+            self._term.wake_at(when)
+
+    def find_lost(self) -> None:
+        """Load what the heads say is ours and memory does not have."""
+        if self._term is not None:
+            self._term.find_lost()
+
     async def start(self) -> None:
         """Register and begin to work.
 
@@ -196,7 +212,9 @@ class Worker:
         mine = [
             (s, new, event)
             for s, new, event in began
-            if new.workflow_id not in existing and new.owner == term.id
+            if new.workflow_id not in existing
+            and BEHIND + new.workflow_id not in existing
+            and new.owner == term.id
         ]
         self.engine.loop.call_soon(self._take_up, term, mine, existing)
 
@@ -405,7 +423,9 @@ class _Term:
         return [workflow.name for workflow in workflows], [workflow.fingerprint for workflow in workflows]
 
     def _heard(self, channel: str, payload: str) -> None:
-        if channel == "refold_work":
+        if channel == "refold_work" and payload:
+            self.wake_at(int(payload))  # something comes due then, perhaps earlier than all that was known
+        elif channel == "refold_work":
             self._work.set()
         elif payload:
             self.worker.ends.told(payload)
@@ -790,15 +810,4 @@ def _child_event(parent: str, no: int, child: str, end: Event) -> ChildCompleted
 
 
 def _with_owner(new: NewWorkflow, owner: str | None, at: int) -> NewWorkflow:
-    return NewWorkflow(
-        new.workflow_id,
-        new.name,
-        new.digest,
-        at,
-        new.body,
-        owner,
-        new.source,
-        new.parent,
-        new.parent_no,
-        new.failed,
-    )
+    return msgspec.structs.replace(new, owner=owner, at=at)

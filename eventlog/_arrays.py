@@ -21,6 +21,8 @@ _LENGTH: Final = struct.Struct("!i").pack
 _INT4: Final = struct.Struct("!ii").pack
 _INT8: Final = struct.Struct("!iq").pack
 _NULL: Final = _LENGTH(-1)
+_TRUE: Final = _LENGTH(1) + b"\1"
+_FALSE: Final = _LENGTH(1) + b"\0"
 
 
 class Texts(list[str | None]):
@@ -33,6 +35,14 @@ class Blobs(list[bytes | None]):
 
 class Ints(list[int | None]):
     """An int4[] parameter; an empty one is null."""
+
+
+class Longs(list[int | None]):
+    """An int8[] parameter; an empty one is null."""
+
+
+class Flags(list[bool]):
+    """A boolean[] parameter; an empty one is null."""
 
 
 class Times(list[int | None]):
@@ -82,6 +92,20 @@ class _IntsDumper(_ArrayDumper):
         return _array(23, len(obj), (_NULL if item is None else _INT4(4, item) for item in obj))
 
 
+class _LongsDumper(_ArrayDumper):
+    oid, element = 1016, 20
+
+    def dump(self, obj: Longs) -> Buffer | None:
+        return _array(20, len(obj), (_NULL if item is None else _INT8(8, item) for item in obj))
+
+
+class _FlagsDumper(_ArrayDumper):
+    oid, element = 1000, 16
+
+    def dump(self, obj: Flags) -> Buffer | None:
+        return _array(16, len(obj), (_TRUE if item else _FALSE for item in obj))
+
+
 class _TimesDumper(_ArrayDumper):
     oid, element = 1185, 1184
 
@@ -102,5 +126,7 @@ def adapt(connection: BaseConnection[Any]) -> None:
     adapters.register_dumper(Texts, _TextsDumper)
     adapters.register_dumper(Blobs, _BlobsDumper)
     adapters.register_dumper(Ints, _IntsDumper)
+    adapters.register_dumper(Longs, _LongsDumper)
+    adapters.register_dumper(Flags, _FlagsDumper)
     adapters.register_dumper(Times, _TimesDumper)
     adapters.register_loader("timestamptz", _MicrosLoader)

@@ -133,6 +133,10 @@ class Line:
                 await asyncio.sleep(delay)
                 delay = min(max(delay * 2, 0.05), 1.0)
 
+    async def ready(self) -> None:
+        """Return once there is a live connection, however long that takes."""
+        await self.run(_nothing)
+
     async def open(self) -> AsyncConnection:
         """Return the live connection, opening it first if need be."""
         if self._connection is None or self._connection.closed:
@@ -144,6 +148,10 @@ class Line:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+async def _nothing(_: AsyncConnection) -> None:
+    """What `ready` has to do on its line."""
 
 
 def is_lost(error: Exception, connection: AsyncConnection | None) -> bool:

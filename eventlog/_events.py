@@ -57,7 +57,8 @@ class WorkflowStarted(_Event, frozen=True):
 
     With `order_key` it runs only when no workflow of the same key that came before it is open; `order_no` is its
     place among them, and with `parks` an error out of it parks it, so that the ones behind it wait for a person.
-    It is not run before `not_before` (microseconds of the log's clock).
+    It is not run before `not_before` (microseconds of the log's clock). `findable`: its source asks for others with
+    the same digest.
     """
 
     name: str
@@ -70,6 +71,7 @@ class WorkflowStarted(_Event, frozen=True):
     order_no: int | None = None
     parks: bool = True
     not_before: int | None = None
+    findable: bool = False
 
 
 class StepCompleted(_Event, frozen=True):

@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from refold.eventlog._arrays import Blobs, Ints, Texts, Times
+from refold.eventlog._arrays import Blobs, Flags, Ints, Longs, Texts, Times
 from refold.eventlog._connect import AsyncConnection, Line, named_after
 from refold.eventlog._errors import AppendRefused, EventLogError, Fenced, HeadsMissing, StaleWriter
 from refold.eventlog._events import Recorded, decode_event
@@ -32,7 +32,11 @@ _UNENCODABLE: Final = (UnicodeEncodeError, struct.error, OverflowError)
 
 
 class NewWorkflow(msgspec.Struct, frozen=True):
-    """Event 0 and head of a workflow that is to be started if its ID is free."""
+    """Event 0 and head of a workflow that is to be started if its ID is free.
+
+    With an `order_key` it runs when no other of that key is open that came before it, and is in nobody's hands until
+    then, whatever `owner` says (see `BEHIND`). `findable`: others of its source with the same digest can find it.
+    """
 
     workflow_id: str
     name: str
@@ -44,11 +48,18 @@ class NewWorkflow(msgspec.Struct, frozen=True):
     parent: str | None = None
     parent_no: int | None = None
     failed: bytes | None = None  # encoded WorkflowFailed: started and ended at once, never run
+    parked: bytes | None = None  # encoded Parked: started and set aside at once
+    order_key: str | None = None
+    order_no: int | None = None
+    not_before: int | None = None
+    findable: bool = False
 
     @property
     def status(self) -> str:
         if self.failed is not None:
             return "failed"
+        if self.parked is not None:
+            return "parked"
         return "pending" if self.owner is None else "running"
 
 
@@ -118,11 +129,12 @@ def is_transient(error: psycopg.Error) -> bool:
 
 _PAUSE: Final = 0.01  # seconds; a full disk is not emptied by asking faster
 
-# 4 of the fence, 11 of starts, 6 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
+# 4 of the fence, 15 of starts, 6 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
 _FLUSH: Final[LiteralString] = (
     "select log_time, existing from refold.flush("
     "%s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, "
@@ -159,13 +171,19 @@ def _columns(appends: Sequence[Append]) -> list[Any]:
     """Turn appends into the arrays of refold.flush, sorted so that two flushes never wait for each other in a ring."""
     ordered = sorted(appends, key=_stream_of)
     starts = sorted((start for append in ordered for start in append.starts), key=_id_of)
+    # Of an order: the first of a key waits for whoever else begins that key. All have to come to it by the same way.
+    ordering = any(start.order_key is not None for start in starts)
+    if ordering:
+        starts.sort(key=_place_of)
+    delayed = any(start.not_before is not None for start in starts)
+    findable = any(start.findable for start in starts)
     heads = [(append.stream, append.head) for append in ordered if append.head is not None]
     events = [(append.stream, event) for append in ordered for event in append.events]
     moves = [append.position for append in ordered if append.position is not None]
     folded = [(append.stream, message_id) for append in ordered for message_id in append.folded]
     # Not sorted: the order of sending is the order of the inbox.
     messages = [message for append in appends for message in append.messages]
-    work_for_others = any(s.owner is None and s.failed is None for s in starts) or any(
+    work_for_others = any(s.owner is None and s.status == "pending" for s in starts) or any(
         head.status in ("pending", "stuck") for _, head in heads
     )
     return [
@@ -179,7 +197,11 @@ def _columns(appends: Sequence[Append]) -> list[Any]:
         Texts([s.digest for s in starts]),
         Times([s.at for s in starts]),
         Blobs([s.body for s in starts]),
-        Blobs([s.failed for s in starts]),
+        Blobs([s.failed or s.parked for s in starts]),
+        Texts([s.order_key for s in starts] if ordering else ()),
+        Longs([s.order_no for s in starts] if ordering else ()),
+        Times([s.not_before for s in starts] if delayed else ()),
+        Flags([s.findable for s in starts] if findable else ()),
         Texts([stream for stream, _ in heads]),
         Texts([head.status for _, head in heads]),
         Texts([head.owner for _, head in heads]),
@@ -213,6 +235,10 @@ def _stream_of(append: Append) -> str:
 
 def _id_of(start: NewWorkflow) -> str:
     return start.workflow_id
+
+
+def _place_of(start: NewWorkflow) -> tuple[str, int, str]:
+    return start.order_key or "", start.order_no or 0, start.workflow_id
 
 
 async def _send(
@@ -269,6 +295,10 @@ class Lane:
             raise self._translated(error) from error
         assert row is not None
         self._epoch, self._flush_no = row[0], 0
+
+    async def ready(self) -> None:
+        """Return once the lane has a live connection, however long that takes."""
+        await self._line.ready()
 
     async def flush(self, appends: Sequence[Append]) -> Flushed:
         """Commit `appends`, all that can be; on return they are durable, none of them twice.
@@ -430,6 +460,8 @@ class Lane:
 UNKNOWN: Final = "\0unknown"
 # Stands there before the ID of a start that is new and had mail waiting.
 MAILED: Final = "\x01"
+# And before that of a new one that is behind another of its order: it has no owner, though one was given.
+BEHIND: Final = "\x02"
 
 READ_STREAM: Final[LiteralString] = (
     "select seq, at, body from refold.events where workflow_id = %s order by seq"

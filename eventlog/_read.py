@@ -6,18 +6,22 @@ from typing import Any, Final, LiteralString
 
 import msgspec
 import psycopg
+from psycopg import errors
 
-from refold.eventlog._arrays import Texts
+from refold.eventlog._arrays import Blobs, Texts
 from refold.eventlog._connect import AsyncConnection, Line
+from refold.eventlog._errors import StaleWriter
 from refold.eventlog._events import (
+    CancelRequested,
     Event,
     IdentitySealed,
+    MessageReceived,
     Recorded,
     WorkflowStarted,
     decode_event,
     encode_event,
 )
-from refold.eventlog._log import READ_STREAM, READ_STREAMS, is_transient, recorded
+from refold.eventlog._log import READ_STREAM, READ_STREAMS, Message, NewEvent, is_transient, recorded
 
 # Seconds between tries of a read that a time-out, a cancel or a full server ended.
 _PAUSES: Final = (0.05, 0.2, 1.0)
@@ -42,6 +46,19 @@ class Head(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> bool:
         return self.finished_at is not None or self.status == "deleted"
+
+
+def first_stream(source: str) -> str:
+    """Return the name of a source's stream, of its first generation. A schedule's is its own name."""
+    return f"{source}/0" if source.startswith("schedule:") else f"source:{source}/0"
+
+
+def source_of(stream: str) -> tuple[str, int] | None:
+    """Return the source that a stream tells of, and which generation it is; None for a workflow's."""
+    if not stream.startswith(("source:", "schedule:")):
+        return None
+    name, _, generation = stream.rpartition("/")
+    return name.removeprefix("source:"), int(generation)
 
 
 class SourcePosition(msgspec.Struct, frozen=True):
@@ -129,6 +146,28 @@ _DELETE: Final[LiteralString] = """
 
 _NEAREST: Final[LiteralString] = """
     select workflow_id from refold.workflows where status <> 'deleted' order by created_at desc limit 10000
+"""
+
+_SETTLE: Final[LiteralString] = "select refold.settle(%s, %s::int, %s, %s, %s, %s, %s, %s, %s)"
+
+_ALIKE: Final[LiteralString] = """
+    select a.id, w.workflow_id
+      from unnest(%s, %s, %s) as a(source, digest, id), lateral (
+           select o.workflow_id from refold.workflows o
+            where o.source = a.source and o.digest = a.digest and o.findable and o.workflow_id <> a.id
+            order by o.created_at, o.workflow_id limit 1) w
+"""
+
+_IN_INBOX: Final[LiteralString] = """
+    select i.workflow_id, i.message_id
+      from unnest(%s, %s) as a(id, message)
+      join refold.inbox i on i.workflow_id = a.id and i.message_id = a.message
+"""
+_IN_STREAM: Final[LiteralString] = """
+    select e.workflow_id, e.body
+      from unnest(%s, %s) as a(id, needle)
+      join refold.events e on e.workflow_id = a.id
+     where e.type in ('MessageReceived', 'CancelRequested') and position(a.needle in e.body) > 0
 """
 
 # Due work whose name no live worker of this program serves is the caller's to judge; this names all that waits.
@@ -234,7 +273,7 @@ class Reader:
         """Return how far each of `sources` was handed over; one never read has no position yet."""
         known = {row[0]: SourcePosition(*row) for row in await self.rows(_POSITIONS, Texts(sources))}
         return {
-            source: known.get(source) or SourcePosition(source, f"source:{source}/0", 0, None)
+            source: known.get(source) or SourcePosition(source, first_stream(source), 0, None)
             for source in sources
         }
 
@@ -259,6 +298,46 @@ class Reader:
         due: int | None = (await self.rows(_NEXT_DUE, list(names)))[0][0]
         return due
 
+    async def settle(
+        self, workflow_id: str, event: NewEvent, status: str, messages: Sequence[Message] = ()
+    ) -> bool:
+        """Give a parked workflow the event that a person decided on: `pending` runs it again, or it ends as `status`.
+
+        The ones behind it in its order go on, or wait, accordingly. False, and nothing was done, when it is not parked.
+        Raises StaleWriter when `event.seq` is not the next one of its history.
+        """
+        columns = (
+            Texts([m.to for m in messages]),
+            Texts([m.message_id for m in messages]),
+            Texts([m.type for m in messages]),
+            Blobs([m.body for m in messages]),
+        )
+        try:
+            rows = await self.rows(_SETTLE, workflow_id, event.seq, event.type, event.body, status, *columns)
+        except errors.UniqueViolation as error:
+            raise StaleWriter(workflow_id, event.seq, event.seq + 1) from error
+        return bool(rows[0][0])
+
+    async def alike(self, of: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+        """For each (source, digest, ID) that has one, return the earliest other workflow of that source and digest."""
+        sources, digests, ids = (
+            Texts([a for a, _, _ in of]),
+            Texts([b for _, b, _ in of]),
+            Texts([c for _, _, c in of]),
+        )
+        return dict(await self.rows(_ALIKE, sources, digests, ids))
+
+    async def received(self, messages: Sequence[Message]) -> set[tuple[str, str]]:
+        """Return (to, ID) of those messages that have arrived already, read or not."""
+        to, ids = Texts([m.to for m in messages]), Texts([m.message_id for m in messages])
+        needles = Blobs([msgspec.json.encode({"message_id": m.message_id})[1:-1] for m in messages])
+        found = {(row[0], row[1]) for row in await self.rows(_IN_INBOX, to, ids)}
+        for workflow_id, body in await self.rows(_IN_STREAM, to, needles):
+            event = decode_event(body)
+            if isinstance(event, MessageReceived | CancelRequested):
+                found.add((workflow_id, event.message_id))
+        return found
+
     async def delete(self, workflow_id: str) -> bool:
         """Delete the history of a workflow that has ended; its ID stays taken (IdentitySealed takes the place).
 
@@ -281,7 +360,8 @@ class Reader:
                 )
                 await connection.execute(
                     "update refold.workflows w set status = 'deleted', created_at = e.at, finished_at = e.at,"
-                    " source = null, parent = null, parent_no = null"
+                    " source = null, parent = null, parent_no = null,"
+                    " order_key = null, order_no = null, not_before = null, findable = false"
                     "  from refold.events e where e.workflow_id = w.workflow_id and w.workflow_id = %s",
                     (workflow_id,),
                 )

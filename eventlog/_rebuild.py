@@ -23,7 +23,9 @@ from refold.eventlog._events import (
     WorkflowFailed,
     WorkflowStarted,
     decode_event,
+    from_micros,
 )
+from refold.eventlog._read import source_of
 from refold.eventlog._schema import SCHEMA_VERSION, migrate_on, schema_sql
 from refold.eventlog._workers import BEAT_EVERY, DEAD_AFTER
 
@@ -38,8 +40,29 @@ _ENDS_OF_STREAMS: Final[LiteralString] = """
 _ENDINGS: Final = {WorkflowCompleted: "completed", WorkflowFailed: "failed", WorkflowCancelled: "cancelled"}
 
 _HEADS: Final[LiteralString] = """
-    copy {}.workflows (workflow_id, name, status, created_at, finished_at, source, parent, parent_no, digest, due_at)
+    copy {}.workflows (workflow_id, name, status, created_at, finished_at, source, parent, parent_no, digest, due_at,
+                       order_key, order_no, behind, not_before, findable)
     from stdin
+"""
+# Of each key the first goes: the one that has begun; else the one with the lowest number. It was the first before.
+_FIRSTS: Final[LiteralString] = """
+    update {table} w
+       set behind = false, due_at = case when w.status = 'pending' then greatest(w.created_at, w.not_before) end
+      from (select distinct on (o.order_key) o.workflow_id
+              from {table} o
+             where o.order_key is not null and o.behind
+             order by o.order_key,
+                      exists (select from refold.events e
+                               where e.workflow_id = o.workflow_id and e.seq >= 1 and o.status <> 'parked') desc,
+                      o.order_no, o.workflow_id) f
+     where w.workflow_id = f.workflow_id
+"""
+_HELD_UP: Final[LiteralString] = """
+    update {table} w set status = 'waiting'
+     where w.behind and w.status <> 'parked'
+       and exists (select from {table} p
+                    where p.order_key = w.order_key and p.order_key is not null and p.status = 'parked'
+                      and (not p.behind or (p.order_no, p.workflow_id) < (w.order_no, w.workflow_id)))
 """
 _POSITIONS: Final[LiteralString] = (
     "copy {}.positions (source, stream, next_seq, position, label, at) from stdin"
@@ -85,16 +108,19 @@ def fill(connection: Connection, schema: str) -> Rebuilt:
             found = []
             for workflow_id, at, body, seq, last_at, last_body in batch:
                 last = decode_event(last_body)
-                if workflow_id.startswith("source:"):
-                    source, _, generation = workflow_id.removeprefix("source:").rpartition("/")
+                if (told := source_of(workflow_id)) is not None:
+                    source, generation = told
                     known = positions.get(source)
-                    if isinstance(last, PositionAdvanced) and (known is None or known[0] < int(generation)):
+                    if isinstance(last, PositionAdvanced) and (known is None or known[0] < generation):
                         row = (source, workflow_id, seq + 1, bytes(last.position), last.label, last_at)
-                        positions[source] = (int(generation), row)
+                        positions[source] = (generation, row)
                 elif (head := _head(workflow_id, at, decode_event(body), last, last_at)) is not None:
                     found.append(head)
             workflows += len(found)
             _copy(connection, heads, found)
+    table = sql.Identifier(schema, "workflows")
+    for statement in (_FIRSTS, _HELD_UP):
+        connection.execute(sql.SQL(statement).format(table=table))
     _copy(
         connection, sql.SQL(_POSITIONS).format(sql.Identifier(schema)), [row for _, row in positions.values()]
     )
@@ -106,15 +132,20 @@ def fill(connection: Connection, schema: str) -> Rebuilt:
 def _head(workflow_id: str, at: Any, first: Event, last: Event, last_at: Any) -> tuple[object, ...] | None:
     """Return the head of a stream from its first and last event; None for a stream that is no workflow's."""
     if isinstance(first, IdentitySealed):
-        return (workflow_id, first.name, "deleted", at, at, None, None, None, first.digest, None)
+        head = (workflow_id, first.name, "deleted", at, at, None, None, None, first.digest, None)
+        return (*head, None, None, False, None, False)
     if not isinstance(first, WorkflowStarted):
         return None
     ending = _ENDINGS.get(type(last))
     status = ending or ("parked" if isinstance(last, Parked) else "pending")
+    not_before = None if first.not_before is None else from_micros(first.not_before)
+    # All that are open are behind at first: there can be one only that is not.
+    behind = first.order_key is not None and ending is None
+    due = max(at, not_before or at) if status == "pending" and not behind else None
     return (
         *(workflow_id, first.name, status, at, last_at if ending else None),
-        *(first.source, first.parent, first.parent_no, first.digest),
-        at if status == "pending" else None,
+        *(first.source, first.parent, first.parent_no, first.digest, due),
+        *(first.order_key, first.order_no, behind, not_before, first.findable),
     )
 
 

@@ -9,8 +9,8 @@ from refold.eventlog._connect import Connection, connect_sync
 from refold.eventlog._errors import SchemaForbidden, SchemaMismatch
 
 # Bump with every file in sql/migrations. Migration files are named NNNN_pre_... (before the new code runs) and
-# NNNN_post_... (after the old code is gone).
-SCHEMA_VERSION: Final = 1
+# NNNN_post_... (after the old code is gone). They change tables that exist; schema.sql is run after.
+SCHEMA_VERSION: Final = 2
 
 # Any number that nobody else is likely to take: "refold" in ASCII.
 _MIGRATION_LOCK: Final = 0x7265666F6C64
@@ -69,12 +69,13 @@ def migrate_on(connection: Connection) -> int:
             found = _found_under_lock(connection)
             if found is not None and found > SCHEMA_VERSION:
                 raise SchemaMismatch(found, SCHEMA_VERSION)
-            if found is None:
-                connection.execute(schema_sql())
-                connection.execute(_ENTER, (SCHEMA_VERSION,))
             for number, statements in _migrations():
                 if found is not None and number > found:
                     connection.execute(statements)
+            if found is None or found < SCHEMA_VERSION:
+                connection.execute(schema_sql())
+            if found is None:
+                connection.execute(_ENTER, (SCHEMA_VERSION,))
             connection.execute("update refold.meta set schema_version = %s", (SCHEMA_VERSION,))
             if connection.execute(_NEW_ERA).fetchone() is not None or found is None:
                 row = connection.execute("select era from refold.meta").fetchone()

@@ -5,7 +5,8 @@
 -- are projections of the events, or about processes that live now (`workers`, `waiters`).
 --
 -- Locks are taken in this order, whoever takes them: workers, workflows, events, positions, inbox, waiters.
--- Within a table: by primary key.
+-- Within a table: by primary key. One exception: who holds the lock of the workflow that is first of its key (see
+-- below) changes those behind it, which nobody else does, in whatever order.
 
 create schema if not exists refold;
 
@@ -67,7 +68,15 @@ create table if not exists refold.workflows (
     claimed_seq  int not null default 1,        -- how many events it had when it was claimed last
     suspicion    smallint not null default 0,   -- deaths of its worker since it made progress
     alone_deaths smallint not null default 0,   -- those of them with nothing else in the worker's hands
-    alone        boolean not null default false -- claimed so now
+    alone        boolean not null default false, -- claimed so now
+    -- Of an order: workflows of one key run one after the other. At most one of those that are open is the first; all
+    -- others are behind it, are never due and never claimed, whatever comes for them. They are `pending`, or `waiting`
+    -- where one before them is parked.
+    order_key    text collate "C",
+    order_no     bigint,
+    behind       boolean not null default false,
+    not_before   timestamptz,
+    findable     boolean not null default false -- by its digest, among those of its source
 ) with (fillfactor = 70);
 
 create index if not exists workflows_due on refold.workflows (name, due_at)
@@ -76,6 +85,14 @@ create index if not exists workflows_owned on refold.workflows (owner) where own
 create index if not exists workflows_runnable on refold.workflows (source)
     where source is not null and status in ('pending', 'running');
 create index if not exists workflows_by_age on refold.workflows (created_at);
+-- No row of an idle key in any of these, and none of a workflow without a key.
+create unique index if not exists one_first_per_key on refold.workflows (order_key)
+    where order_key is not null and finished_at is null and not behind;
+create index if not exists workflows_behind on refold.workflows (order_key, order_no, workflow_id)
+    where order_key is not null and behind;
+create index if not exists workflows_parked on refold.workflows (order_key, order_no, workflow_id)
+    where order_key is not null and status = 'parked';
+create index if not exists workflows_alike on refold.workflows (source, digest, created_at) where findable;
 
 -- One row per worker and lane (a writer's sequence of flushes). `epoch` grows when the worker is declared dead:
 -- from then on every transaction of it is refused by the fence.
@@ -154,6 +171,135 @@ begin
               where w.workflow_id = any(i_id) and w.finished_at is null and w.owner is distinct from me) c;
 end $$;
 
+-- Locks the first workflow of each of these keys, so that it is still the first at the commit: whoever ends it waits, and
+-- then finds those that this transaction puts behind it. Returns {key: status of its first}; a key without is idle.
+create or replace function refold.hold_firsts(f_keys text[]) returns jsonb language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off
+as $$
+declare
+    held    jsonb;
+    held_no bigint;
+    all_no  bigint;
+    skipped boolean;
+begin
+    perform from refold.workflows w
+      where w.order_key = any(f_keys) and w.order_key is not null and w.finished_at is null and not w.behind
+      order by w.workflow_id for share;
+    -- Again: one that we waited for has ended, perhaps, and the next of its key is the first now. That one is not waited
+    -- for, out of turn. If somebody is just ending it, the whole flush begins anew.
+    select jsonb_object_agg(f.order_key, f.status), count(*), bool_or(f.owner is null and f.due_at is not null)
+      into held, held_no, skipped
+      from (select w.order_key, w.status, w.owner, w.due_at from refold.workflows w
+             where w.order_key = any(f_keys) and w.order_key is not null and w.finished_at is null and not w.behind
+               for share skip locked) f;
+    select count(*) into all_no from refold.workflows w
+     where w.order_key = any(f_keys) and w.order_key is not null and w.finished_at is null and not w.behind;
+    if all_no > held_no then
+        raise exception 'the first workflow of a key is just ending' using errcode = '40001';
+    end if;
+    if skipped then
+        perform pg_notify('refold_work', '');  -- a claim may have passed over what we hold
+    end if;
+    return coalesce(held, '{}');
+end $$;
+
+-- Makes the next workflow of each of these keys the first, where there is none any more.
+create or replace function refold.move_up(f_keys text[]) returns void language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
+declare
+    now_ timestamptz := refold.log_now();
+    due  timestamptz;
+begin
+    with up as (
+        update refold.workflows w
+           set behind = false,
+               status = case when w.status = 'parked' then 'parked' else 'pending' end,
+               due_at = case when w.status <> 'parked' then greatest(now_, w.not_before) end
+          from unnest(f_keys) as k(key), lateral (
+               select n.workflow_id from refold.workflows n
+                where n.order_key = k.key and n.behind order by n.order_no, n.workflow_id limit 1) n
+         where w.workflow_id = n.workflow_id and w.behind
+           and not exists (select from refold.workflows f
+                            where f.order_key = k.key and f.finished_at is null and not f.behind)
+        returning w.due_at
+    )
+    select min(up.due_at) into due from up;
+    perform refold.wake_for(due, now_);
+end $$;
+
+-- Tells workers of work that is due at `due`, so that nobody sleeps past it.
+create or replace function refold.wake_for(due timestamptz, now_ timestamptz) returns void language plpgsql as $$
+begin
+    if due <= now_ then
+        perform pg_notify('refold_work', '');
+    elsif due is not null then
+        perform pg_notify('refold_work', (extract(epoch from due) * 1000000)::bigint::text);
+    end if;
+end $$;
+
+-- Says of those that are behind in these keys whether they are held up by a parked one.
+create or replace function refold.mark_behind(f_keys text[]) returns void language plpgsql as $$
+begin
+    update refold.workflows w set status = b.status
+      from (select n.workflow_id, case when exists (
+                       select from refold.workflows p
+                        where p.order_key = n.order_key and p.order_key is not null and p.status = 'parked'
+                          and (not p.behind or (p.order_no, p.workflow_id) < (n.order_no, n.workflow_id)))
+                   then 'waiting' else 'pending' end as status
+              from refold.workflows n
+             where n.order_key = any(f_keys) and n.order_key is not null and n.behind and n.status <> 'parked') b
+     where w.workflow_id = b.workflow_id and w.status <> b.status;
+end $$;
+
+-- What a person decided of a parked workflow: its event, and the status that it has then, an end among them. False, and
+-- nothing done, if it is not parked (any more); the constraint one_event_per_seq speaks if its history is longer.
+create or replace function refold.settle(
+    f_id text, f_seq int, f_type text, f_body bytea, f_status text,
+    i_id text[], i_message text[], i_type text[], i_body bytea[]
+) returns boolean language plpgsql as $$
+declare
+    now_  timestamptz := refold.log_now();
+    f_key text;
+    ends  boolean := f_status in ('completed', 'failed', 'cancelled');
+begin
+    perform refold.be_durable();
+    select w.order_key into f_key from refold.workflows w where w.workflow_id = f_id;
+    loop  -- its key first; what is the first may end while we wait for it
+        exit when f_key is null;
+        perform from refold.workflows w
+          where w.order_key = f_key and w.finished_at is null and not w.behind for update;
+        exit when found;
+        exit when not exists (select from refold.workflows w
+                               where w.order_key = f_key and w.finished_at is null and not w.behind);
+    end loop;
+    perform from refold.workflows w where w.workflow_id = f_id and w.status = 'parked' for update;
+    if not found then
+        return false;
+    end if;
+    select greatest(now_, max(e.at)) into now_ from refold.events e where e.workflow_id = f_id;
+    update refold.workflows w
+       set status = f_status, suspicion = 0, alone_deaths = 0, alone = false, behind = w.behind and not ends,
+           due_at = case when not ends and not w.behind then greatest(refold.log_now(), w.not_before) end,
+           finished_at = case when ends then now_ end
+     where w.workflow_id = f_id;
+    insert into refold.events (workflow_id, seq, type, at, body) values (f_id, f_seq, f_type, now_, f_body);
+    if f_key is not null then
+        perform refold.move_up(array[f_key]);
+        perform refold.mark_behind(array[f_key]);
+    end if;
+    if ends then
+        delete from refold.inbox i where i.workflow_id = f_id;
+        perform pg_notify(w.channel, w.workflow_id) from refold.waiters w where w.workflow_id = f_id;
+    else
+        perform pg_notify('refold_work', '');
+    end if;
+    if i_id is not null then
+        perform refold.deliver(i_id, i_message, i_type, i_body, null);
+    end if;
+    return true;
+end $$;
+
 -- One flush: the appends of many workflows, their heads, starts, messages and positions, in the one transaction
 -- that this statement is. An array left null has no rows. Returns the log's time and the starts whose ID existed.
 --
@@ -164,6 +310,7 @@ create or replace function refold.flush(
     f_worker text, f_lane text, f_epoch bigint, f_flush_no bigint,
     s_id text[], s_name text[], s_status text[], s_owner text[], s_source text[], s_parent text[], s_parent_no int[],
     s_digest text[], s_at timestamptz[], s_body bytea[], s_end bytea[],
+    s_key text[], s_no bigint[], s_not_before timestamptz[], s_findable boolean[],
     h_id text[], h_status text[], h_owner text[], h_due timestamptz[], h_finished timestamptz[], h_fingerprint text[],
     e_id text[], e_seq int[], e_type text[], e_at timestamptz[], e_body bytea[],
     p_source text[], p_stream text[], p_next_seq int[], p_position bytea[], p_label text[], p_at timestamptz[],
@@ -174,6 +321,11 @@ create or replace function refold.flush(
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+declare
+    s_behind boolean[];  -- of each start that takes a place in an order; null for the others
+    held     jsonb;
+    ended    text[];
+    parked   text[];
 begin
     if f_worker is not null then
         perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
@@ -181,22 +333,46 @@ begin
         perform refold.be_durable();
     end if;
     existing := null;
+    if s_key is not null then
+        held := refold.hold_firsts(s_key);
+        select array_agg(p.behind order by p.place),
+               array_agg(case when p.behind and p.status <> 'parked'
+                              then case when p.held_up then 'waiting' else 'pending' end else p.status end order by p.place)
+          into s_behind, s_status
+          from (select s.place, s.status,
+                       case when s.takes_place then held ? s.key or row_number() over chain > 1 end as behind,
+                       held ->> s.key = 'parked' or bool_or(s.status = 'parked') over (chain rows unbounded preceding)
+                       or exists (select from refold.workflows k
+                                   where k.order_key = s.key and k.order_key is not null and k.status = 'parked'
+                                     and (k.order_no, k.workflow_id) < (s.no, s.id)) as held_up
+                  from (select *, s.key is not null and s.status <> 'failed'
+                                  and not exists (select from refold.workflows w where w.workflow_id = s.id)
+                                  as takes_place
+                          from unnest(s_id, s_status, s_key, s_no) with ordinality as s(id, status, key, no, place)) s
+                window chain as (partition by s.key, s.takes_place order by s.no, s.id)) p;
+    end if;
     if s_id is not null then
         with fresh as (
             insert into refold.workflows (workflow_id, name, status, created_at, finished_at, source, parent, parent_no,
-                                          digest, owner, due_at)
-            select s.id, s.name, s.status, s.at, case when s.ending is not null then s.at end, s.source, s.parent,
-                   s.parent_no, s.digest, s.owner, case when s.ending is null then s.at end
-              from unnest(s_id, s_name, s_status, s_owner, s_source, s_parent, s_parent_no, s_digest, s_at, s_end)
-                   as s(id, name, status, owner, source, parent, parent_no, digest, at, ending)
+                                          digest, owner, due_at, order_key, order_no, behind, not_before, findable)
+            select s.id, s.name, s.status, s.at, case when s.status = 'failed' then s.at end, s.source, s.parent,
+                   s.parent_no, s.digest, case when s.behind then null else s.owner end,
+                   case when s.behind or s.ending is not null then null else greatest(s.at, s.not_before) end,
+                   s.key, s.no, coalesce(s.behind, false), s.not_before, coalesce(s.findable, false)
+              from unnest(s_id, s_name, s_status, s_owner, s_source, s_parent, s_parent_no, s_digest, s_at, s_end,
+                          s_key, s_no, s_behind, s_not_before, s_findable)
+                   as s(id, name, status, owner, source, parent, parent_no, digest, at, ending,
+                        key, no, behind, not_before, findable)
                 on conflict do nothing
             returning workflow_id
         ), opened as (
             insert into refold.events (workflow_id, seq, type, at, body)
             select s.id, n.seq, n.type, s.at, n.body
-              from unnest(s_id, s_at, s_body, s_end) as s(id, at, body, ending)
+              from unnest(s_id, s_status, s_at, s_body, s_end) as s(id, status, at, body, ending)
               join fresh on fresh.workflow_id = s.id,
-                   lateral (values (0, 'WorkflowStarted', s.body), (1, 'WorkflowFailed', s.ending)) as n(seq, type, body)
+                   lateral (values (0, 'WorkflowStarted', s.body),
+                                   (1, case s.status when 'failed' then 'WorkflowFailed' else 'Parked' end, s.ending)
+                           ) as n(seq, type, body)
              where n.body is not null
         )
         select array_agg(s.id) into existing
@@ -207,14 +383,41 @@ begin
                lateral (select from refold.inbox i where i.workflow_id = s.id limit 1) as mail
          where s.owner is not null;
     end if;
+    if s_key is not null then
+        -- Somebody else has begun the same order meanwhile. His rows have to be seen to get behind them.
+        if exists (select from unnest(s_id, s_behind) as s(id, behind)
+                    where s.behind is not null and s.id = any(existing)) then
+            raise exception 'another hand-over began the same order' using errcode = '40001';
+        end if;
+        -- Not this worker's to run, after all. Marked with \x02.
+        select existing || array_agg(E'\x02' || s.id) into existing
+          from unnest(s_id, s_owner, s_behind) as s(id, owner, behind) where s.owner is not null and s.behind;
+    end if;
+    if s_not_before is not null then
+        perform refold.wake_for((select min(t.at) from unnest(s_not_before) as t(at)), refold.log_now());
+    end if;
     if h_id is not null then
-        update refold.workflows w
-           set status = h.status, owner = h.owner, due_at = h.due, finished_at = h.finished, fingerprint = h.fingerprint,
-               alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
-          from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
-               as h(id, status, owner, due, finished, fingerprint)
-         -- Not "=": that would be looked up in workflows_owned, through the dead entries of all that it ever owned.
-         where w.workflow_id = h.id and w.owner is not distinct from f_worker;
+        with changed as (
+            update refold.workflows w
+               set status = h.status, owner = h.owner, due_at = h.due, finished_at = h.finished,
+                   fingerprint = h.fingerprint, alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
+              from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
+                   as h(id, status, owner, due, finished, fingerprint)
+             -- Not "=": that would be looked up in workflows_owned, through the dead entries of all that it ever owned.
+             where w.workflow_id = h.id and w.owner is not distinct from f_worker
+            returning w.order_key, w.status, w.finished_at
+        )
+        select array_agg(c.order_key) filter (where c.finished_at is not null),
+               array_agg(c.order_key) filter (where c.status = 'parked')
+          into ended, parked
+          from changed c where c.order_key is not null;
+        -- Statements of their own: they see whom others have put behind these since this flush began.
+        if ended is not null then
+            perform refold.move_up(ended);
+        end if;
+        if parked is not null then
+            perform refold.mark_behind(parked);
+        end if;
     end if;
     if e_id is not null then
         insert into refold.events (workflow_id, seq, type, at, body)
@@ -305,7 +508,7 @@ begin
         select m.workflow_id
           from (select distinct i.workflow_id from refold.inbox i where not f_alone) i, lateral (
                select w.workflow_id from refold.workflows w
-                where w.workflow_id = i.workflow_id and w.owner is null and w.status = 'waiting'
+                where w.workflow_id = i.workflow_id and w.owner is null and w.status = 'waiting' and not w.behind
                   and w.name = any(f_names)
                   for update skip locked) m
          limit f_room
@@ -353,7 +556,7 @@ begin
      where exists (select from refold.inbox i, lateral (
                           select from refold.workflows h
                            where h.workflow_id = i.workflow_id and h.owner is null and h.status = 'waiting'
-                             and h.name = any(f_names) offset 0) w);
+                             and not h.behind and h.name = any(f_names) offset 0) w);
     return query
     select 'next', null::text, null::bigint, min(w.due_at)
       from unnest(f_names) as c(name), lateral (
@@ -388,6 +591,7 @@ begin
         return null;
     end if;
     update refold.workers w set epoch = epoch + 1, dead_at = clock_timestamp() where w.worker = f_dead;
+    perform from refold.workflows w where w.owner = f_dead order by w.workflow_id for update;
     update refold.workflows w
        set owner = null, status = 'pending', due_at = refold.log_now(), alone = false,
            suspicion = case when p.progress then 0 else w.suspicion + 1 end,
@@ -431,6 +635,7 @@ begin
     perform from refold.workers w where w.worker = f_worker order by w.lane for update;
     update refold.workers w set epoch = epoch + 1, dead_at = clock_timestamp()
      where w.worker = f_worker and w.dead_at is null;
+    perform from refold.workflows w where w.owner = f_worker order by w.workflow_id for update;
     update refold.workflows w
        set owner = null, status = 'pending', due_at = refold.log_now(), alone = false,
            suspicion = w.suspicion + (w.workflow_id is not distinct from f_culprit)::int,
@@ -443,6 +648,7 @@ end $$;
 create or replace function refold.leave(f_worker text) returns void language plpgsql as $$
 begin
     delete from refold.workers w where w.worker = f_worker and w.dead_at is null;
+    perform from refold.workflows w where w.owner = f_worker order by w.workflow_id for update;
     update refold.workflows w set owner = null, status = 'pending', due_at = refold.log_now(), alone = false
      where w.owner = f_worker;
     if found then
