@@ -169,6 +169,8 @@ def _refuse_with_workers(connection: Connection) -> None:
 
 
 def _beats(connection: Connection) -> dict[str, int]:
+    if connection.execute("select to_regclass('refold.workers')").fetchone() == (None,):
+        return {}  # lost with the other tables
     rows = connection.execute(
         "select worker, beat from refold.workers where lane = 'beat' and dead_at is null"
     )

@@ -1,0 +1,562 @@
+"""Of one key one runs at a time, in order, and nobody is forgotten: not by a race, a person's decision or a rebuild."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from msgspec import Raw
+
+from fixtures.lanes import (
+    BEGAN,
+    FakeWorker,
+    MakeWorker,
+    Run,
+    blocked_sessions,
+    completed,
+    end,
+    message,
+    parked,
+    step_done,
+)
+from fixtures.workers import Log, wait_for
+from refold.eventlog import StaleWriter, rebuild
+from refold.eventlog._events import (
+    Parked,
+    RecordedError,
+    Retried,
+    WorkflowFailed,
+    WorkflowStarted,
+    encode_event,
+)
+from refold.eventlog._log import BEHIND, Append, Flushed, HeadChange, NewEvent, NewWorkflow
+from refold.eventlog._read import Reader
+
+Session = Callable[[], psycopg.Connection[Any]]
+
+_LOSE_ALL = "drop table refold.workflows, refold.workers, refold.positions, refold.waiters cascade"
+_ERROR = RecordedError("shop", "Bad", "not JSON")
+
+
+def ordered(
+    id: str,
+    key: str,
+    no: int,
+    *,
+    owner: str | None = None,
+    poison: bool = False,
+    failed: bool = False,
+    not_before: int | None = None,
+) -> NewWorkflow:
+    """Return the start of a workflow that has its place among those of `key`."""
+    event = WorkflowStarted(
+        name="order",
+        input=Raw(b"{}"),
+        digest="d",
+        source="shop",
+        order_key=key,
+        order_no=no,
+        not_before=not_before,
+    )
+    return NewWorkflow(
+        id, "order", "d", BEGAN, encode_event(event), owner=owner, source="shop", order_key=key, order_no=no,
+        not_before=not_before,
+        parked=encode_event(Parked(reason="poison", error=_ERROR)) if poison else None,
+        failed=encode_event(WorkflowFailed(error=_ERROR)) if failed else None,
+    )  # fmt: skip
+
+
+class Shop:
+    """A worker that starts and ends workflows by hand, and what the heads say of them."""
+
+    def __init__(self, worker: FakeWorker, log: Log, run: Run[Any]) -> None:
+        self.worker, self.log, self._run = worker, log, run
+        self.reader = Reader(worker.url)
+
+    def start(self, *starts: NewWorkflow) -> Flushed:
+        flushed: Flushed = self.worker.flush(Append("+", starts=list(starts)))
+        assert flushed.refused == {}
+        return flushed
+
+    def end(self, *ids: str) -> None:
+        seqs = {id: self.seq(id) for id in ids}
+        self.worker.flush(*(Append(id, events=[completed(seqs[id])], head=end(seqs[id])) for id in ids))
+
+    def park(self, id: str) -> None:
+        seq = self.seq(id)
+        self.worker.flush(Append(id, events=[parked(seq)], head=HeadChange("parked", None)))
+
+    def retry(self, id: str) -> bool:
+        event = NewEvent(self.seq(id), "Retried", BEGAN, encode_event(Retried(undelivered=[])))
+        return bool(self._run(self.reader.settle(id, event, "pending")))
+
+    def skip(self, id: str) -> bool:
+        event = NewEvent(self.seq(id), "WorkflowFailed", BEGAN, encode_event(WorkflowFailed(error=_ERROR)))
+        return bool(self._run(self.reader.settle(id, event, "failed")))
+
+    def seq(self, id: str) -> int:
+        return int(self.log.one("select count(*) from refold.events where workflow_id = %s", id))
+
+    def claim(self) -> list[str]:
+        return self.worker.claim(100)
+
+    def status(self, *ids: str) -> list[str]:
+        rows = dict(self.log.rows("select workflow_id, status from refold.workflows"))
+        return [rows[id] for id in ids]
+
+    def behind(self) -> list[str]:
+        return [
+            row[0]
+            for row in self.log.rows("select workflow_id from refold.workflows where behind order by 1")
+        ]
+
+    def runnable(self) -> int:
+        return int(self._run(self.reader.runnable("shop", 100)))
+
+    def close(self) -> None:
+        self._run(self.reader.close())
+
+
+@pytest.fixture
+def shop(worker: FakeWorker, log: Log, run: Run[Any]) -> Iterator[Shop]:
+    """Workflows whose life is written by hand."""
+    made = Shop(worker, log, run)
+    yield made
+    made.close()
+
+
+def test_of_one_key_one_is_due_at_a_time_and_in_order(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1))
+    shop.start(ordered("b", "k", 2), ordered("z", "other", 1))
+    shop.start(ordered("c", "k", 3))
+    assert shop.behind() == ["b", "c"]
+    assert shop.claim() == ["a", "z"]
+    assert shop.claim() == []
+    shop.end("a", "z")
+    assert shop.claim() == ["b"]
+    assert shop.claim() == []
+    shop.end("b")
+    assert shop.claim() == ["c"]
+    shop.end("c")
+    shop.start(ordered("d", "k", 4))
+    assert shop.claim() == ["d"], "an idle key begins anew"
+
+
+def test_a_chain_in_one_batch_is_a_chain_whatever_the_ids_sort_like(shop: Shop) -> None:
+    shop.start(ordered("c", "k", 1), ordered("b", "k", 2), ordered("a", "k", 3), ordered("x", "l", 7))
+    for id in ("c", "b", "a"):
+        assert [each for each in shop.claim() if each != "x"] == [id]
+        shop.end(id)
+
+
+def test_the_first_of_a_key_is_in_the_starter_s_hands_at_once_and_the_others_in_nobody_s(shop: Shop) -> None:
+    flushed = shop.start(*(ordered(id, "k", no, owner="w1") for no, id in enumerate("abc")))
+    assert flushed.existing == {BEHIND + "b", BEHIND + "c"}
+    assert shop.log.rows("select workflow_id, owner, status from refold.workflows order by 1") == [
+        ("a", "w1", "running"),
+        ("b", None, "pending"),
+        ("c", None, "pending"),
+    ]
+
+
+def test_duplicates_take_no_place(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    shop.end("a")
+    again = shop.start(
+        ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2, owner="w1"), ordered("c", "k", 3)
+    )
+    assert again.existing == {"a", "b"}
+    assert shop.behind() == ["c"]
+    shop.claim()
+    shop.end("b")
+    again = shop.start(ordered("a", "k", 1), ordered("b", "k", 2), ordered("c", "k", 3), ordered("d", "k", 4))
+    assert (again.existing, shop.behind()) == ({"a", "b", "c"}, ["d"])
+
+
+def test_mail_does_not_bring_one_forward(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    shop.worker.flush(Append("@", messages=[message("b", "m")]))
+    assert (shop.claim(), "work" in shop.worker.tick()) == ([], False)
+    shop.park("a")
+    assert shop.status("b") == ["waiting"]
+    assert (shop.claim(), "work" in shop.worker.tick()) == ([], False)
+    shop.skip("a")
+    assert shop.claim() == ["b"]
+
+
+def test_a_late_one_with_a_lower_number_is_next(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 5, owner="w1"), ordered("b", "k", 6))
+    shop.start(ordered("late", "k", 1))
+    assert shop.behind() == ["b", "late"]
+    shop.end("a")
+    assert shop.claim() == ["late"]
+
+
+def test_the_death_of_a_worker_changes_no_order(shop: Shop, make_worker: MakeWorker) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    other = make_worker("w2")
+    other.declare_dead(shop.worker)
+    assert other.claim() == ["a"]
+    assert other.claim() == []
+
+
+# Parked ones, and what a person decides of them.
+
+
+def test_behind_a_parked_one_all_wait_and_do_not_count_as_runnable(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), *(ordered(f"b-{n}", "k", n) for n in range(2, 6)))
+    assert shop.runnable() == 5
+    shop.park("a")
+    assert shop.status("a", "b-2", "b-5") == ["parked", "waiting", "waiting"]
+    assert shop.runnable() == 0
+    shop.start(ordered("c", "k", 9), ordered("z", "other", 1))
+    assert shop.status("c", "z") == ["waiting", "pending"]
+    assert shop.claim() == ["z"], "another key goes on"
+
+
+def test_a_retried_one_runs_again_before_those_behind_it(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    shop.park("a")
+    assert shop.retry("a") is True
+    assert shop.status("a", "b") == ["pending", "pending"]
+    assert shop.claim() == ["a"]
+    assert shop.retry("a") is False, "it is not parked any more"
+    shop.end("a")
+    assert shop.claim() == ["b"]
+
+
+def test_a_skipped_one_has_failed_and_the_next_goes_on(shop: Shop) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("c", "k", 3))
+    shop.worker.flush(Append("@", messages=[message("a", "m")]))
+    shop.park("a")
+    assert shop.skip("a") is True
+    assert shop.status("a", "b", "c") == ["failed", "pending", "pending"]
+    assert shop.log.one("select count(*) from refold.inbox") == 0
+    assert shop.claim() == ["b"]
+
+
+def test_a_decision_on_another_history_is_refused(shop: Shop, run: Run[Any]) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"))
+    shop.park("a")
+    event = NewEvent(1, "Retried", BEGAN, encode_event(Retried()))
+    with pytest.raises(StaleWriter, match="stream 'a' already has event 1"):
+        run(shop.reader.settle("a", event, "pending"))
+    assert shop.status("a") == ["parked"]
+
+
+def test_poison_at_the_start_parks_its_key_when_its_turn_comes(shop: Shop) -> None:
+    shop.start(
+        ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("bad", "k", 3, poison=True),
+        ordered("c", "k", 4),
+    )  # fmt: skip
+    shop.start(ordered("d", "k", 5), ordered("worse", "l", 1, poison=True), ordered("e", "l", 2))
+    assert shop.log.types("bad") == ["WorkflowStarted", "Parked"]
+    assert shop.status("a", "b", "bad", "c", "d", "worse", "e") == [
+        *("running", "pending", "parked", "waiting", "waiting", "parked", "waiting"),
+    ]
+    shop.end("a")
+    assert shop.claim() == ["b"]
+    shop.end("b")
+    assert shop.claim() == []
+    assert shop.behind() == ["c", "d", "e"]
+    shop.skip("bad")
+    assert (shop.status("c", "d"), shop.claim()) == (["pending", "pending"], ["c"])
+
+
+def test_poison_that_a_person_settles_before_its_turn(shop: Shop) -> None:
+    shop.start(
+        ordered("a", "k", 1, owner="w1"), ordered("bad", "k", 2, poison=True), ordered("b", "k", 3),
+        ordered("worse", "k", 4, poison=True), ordered("c", "k", 5),
+    )  # fmt: skip
+    assert shop.retry("bad")
+    assert shop.status("a", "bad", "b", "c") == ["running", "pending", "pending", "waiting"]
+    assert shop.skip("worse")
+    assert shop.status("c") == ["pending"]
+    for id in ("a", "bad", "b", "c"):
+        assert id == "a" or shop.claim() == [id]
+        shop.end(id)
+
+
+def test_what_fails_at_the_start_without_parking_holds_nobody_up(shop: Shop) -> None:
+    shop.start(
+        ordered("bad", "k", 1, failed=True), ordered("a", "k", 2), ordered("worse", "k", 3, failed=True)
+    )
+    assert shop.status("bad", "worse") == ["failed", "failed"]
+    assert shop.claim() == ["a"]
+
+
+# Races, held open.
+
+
+def _in_thread(pool: ThreadPoolExecutor, log: Log, what: Callable[[], Any], why: str) -> "Future[Any]":
+    """Begin `what`, and return when it waits for a lock."""
+    before = blocked_sessions(log)
+    future = pool.submit(what)
+    wait_for(lambda: blocked_sessions(log) > before or future.done(), why)
+    assert not future.done(), f"it did not wait: {future.result()}"
+    return future
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what waits."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def _flush_in(session: psycopg.Connection[Any], append: Append) -> None:
+    """Write what nobody owns in a session's open transaction."""
+    from refold.eventlog._arrays import adapt
+    from refold.eventlog._log import _FLUSH, _columns
+
+    adapt(session)
+    session.execute(_FLUSH, (None, None, None, None, *_columns([append])), binary=True)
+
+
+def test_a_start_that_meets_the_end_of_the_one_before_waits_and_then_is_the_first(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor
+) -> None:
+    shop.start(ordered("a", "k", 1))
+    ending = session()
+    _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
+    starting = _in_thread(
+        pool, shop.log, lambda: shop.start(ordered("b", "k", 2)), "the start waits for the end"
+    )
+    ending.commit()
+    starting.result(20)
+    assert (shop.behind(), shop.claim()) == ([], ["b"])
+
+
+def test_an_end_that_meets_a_start_waits_and_then_makes_that_one_due(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor
+) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"))
+    starting = session()
+    _flush_in(starting, Append("+", starts=[ordered("b", "k", 2)]))
+    ending = _in_thread(pool, shop.log, lambda: shop.end("a"), "the end waits for the start")
+    starting.commit()
+    ending.result(20)
+    assert (shop.behind(), shop.claim()) == ([], ["b"])
+
+
+def test_an_end_that_releases_the_next_while_a_start_waits(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor
+) -> None:
+    shop.start(ordered("a", "k", 1), ordered("b", "k", 2))
+    ending = session()
+    _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
+    starting = _in_thread(
+        pool, shop.log, lambda: shop.start(ordered("c", "k", 3)), "the start waits for the end"
+    )
+    ending.commit()
+    starting.result(20)
+    assert shop.behind() == ["c"]
+    for id in ("b", "c"):
+        assert shop.claim() == [id]
+        shop.end(id)
+
+
+def test_a_park_that_meets_a_start_makes_it_wait_too(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor
+) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"))
+    starting = session()
+    _flush_in(starting, Append("+", starts=[ordered("b", "k", 2)]))
+    parking = _in_thread(pool, shop.log, lambda: shop.park("a"), "the park waits for the start")
+    starting.commit()
+    parking.result(20)
+    assert shop.status("b") == ["waiting"]
+
+
+@pytest.mark.parametrize("other", ["b", "a"], ids=["others", "the same again"])
+def test_two_hand_overs_that_begin_one_key_make_one_first(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor, other: str
+) -> None:
+    first = session()
+    _flush_in(first, Append("+", starts=[ordered("a", "k", 1)]))
+    starts = [ordered(other, "k", 2 if other == "b" else 1), ordered("c", "k", 3)]
+    second = _in_thread(pool, shop.log, lambda: shop.start(*starts), "the second waits for the first")
+    first.commit()
+    second.result(20)
+    assert shop.behind() == (["b", "c"] if other == "b" else ["c"])
+    for id in ("a", "b", "c") if other == "b" else ("a", "c"):
+        assert shop.claim() == [id]
+        shop.end(id)
+
+
+def test_a_first_that_a_start_holds_is_not_passed_over_by_claims_for_good(
+    shop: Shop, session: Session, make_worker: MakeWorker
+) -> None:
+    """A claim leaves locked rows alone. Whoever held the lock tells that there may be work after all."""
+    shop.start(ordered("a", "k", 1))
+    listening = session()
+    listening.autocommit = True
+    listening.execute("listen refold_work")
+    starting = session()
+    _flush_in(
+        starting, Append("+", starts=[ordered("b", "k", 2, owner="x")])
+    )  # owned: itself no news for anybody
+    assert shop.claim() == []
+    starting.commit()
+    assert [n.channel for n in listening.notifies(timeout=20, stop_after=1)] == ["refold_work"]
+    assert shop.claim() == ["a"]
+
+
+def test_a_person_s_decision_meets_the_end_of_the_one_before(
+    shop: Shop, session: Session, pool: ThreadPoolExecutor
+) -> None:
+    """The end would have made the skipped one the first."""
+    shop.start(ordered("a", "k", 1), ordered("bad", "k", 2, poison=True), ordered("c", "k", 3))
+    ending = session()
+    _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
+    skipping = _in_thread(pool, shop.log, lambda: shop.skip("bad"), "the decision waits for the end")
+    ending.commit()
+    assert skipping.result(20) is True
+    assert shop.claim() == ["c"]
+
+
+def test_hand_overs_ends_and_decisions_at_once_never_lock_each_other_out(
+    shop: Shop, make_worker: MakeWorker, log: Log, database_url: str
+) -> None:
+    """Every thread finishes; no deadlock was found by Postgres; and in the end everything has run, in order."""
+    import asyncio
+
+    before = log.one("select deadlocks from pg_stat_database where datname = current_database()")
+    keys, rounds = [f"k{n}" for n in range(12)], 15
+    errors: list[BaseException] = []
+    ran: dict[str, list[int]] = {key: [] for key in keys}
+    noted = threading.Lock()
+    over = threading.Event()
+
+    def guarded(work: Callable[[FakeWorker], None], name: str) -> threading.Thread:
+        def main() -> None:
+            try:
+                with asyncio.Runner() as runner:
+                    worker = FakeWorker(name, database_url, runner)
+                    try:
+                        work(worker)
+                    finally:
+                        worker.close()
+            except BaseException as error:
+                errors.append(error)
+                over.set()
+
+        return threading.Thread(target=main)
+
+    def hand_over(parity: int) -> Callable[[FakeWorker], None]:
+        def work(worker: FakeWorker) -> None:
+            for n in range(rounds):
+                # IDs sort against the keys, so that orders of locking differ.
+                starts = [
+                    ordered(f"{99 - i:02}-{n:03}-{parity}", key, n * 2 + parity) for i, key in enumerate(keys)
+                ]
+                worker.flush(Append("+", starts=starts[:: 1 if parity else -1]))
+
+        return work
+
+    def run_all(worker: FakeWorker) -> None:
+        while not over.is_set():
+            ids = worker.claim(5)
+            with noted:
+                for id in ids:
+                    ran[keys[99 - int(id[:2])]].append(int(id[3:6]) * 2 + int(id[-1]))
+            worker.flush(*(Append(id, events=[completed(1)], head=end(1)) for id in ids))
+            if not ids and sum(map(len, ran.values())) == len(keys) * rounds * 2:
+                over.set()
+
+    threads = [guarded(hand_over(0), "h0"), guarded(hand_over(1), "h1")]
+    threads += [guarded(run_all, f"r{n}") for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    over.set()
+    assert errors == []
+    assert not any(thread.is_alive() for thread in threads)
+    for key in keys:
+        for parity in (0, 1):
+            mine = [no for no in ran[key] if no % 2 == parity]
+            assert mine == list(range(parity, rounds * 2, 2)), (
+                "each hand-over's own are in order, and all ran once"
+            )
+    assert log.one("select deadlocks from pg_stat_database where datname = current_database()") == before
+
+
+# Time.
+
+
+def _now(log: Log) -> int:
+    return int(log.one("select (extract(epoch from refold.log_now()) * 1000000)::bigint"))
+
+
+def _later(log: Log, hours: int) -> None:
+    log.rows(
+        "create or replace function refold.log_now() returns timestamptz language sql volatile as"  # pyright: ignore[reportArgumentType]
+        f" $$ select clock_timestamp() + interval '{hours} hours' $$"
+    )
+
+
+def test_nothing_runs_before_its_time(shop: Shop, database_url: str) -> None:
+    soon = _now(shop.log) + 3_600_000_000
+    shop.start(
+        ordered("a", "k", 1, not_before=soon),
+        ordered("b", "l", 1, owner="w1"),
+        ordered("c", "l", 2, not_before=soon),
+    )
+    shop.worker.flush(Append("@", messages=[message("a", "m")]))
+    assert (shop.claim(), "work" in shop.worker.tick(), "next" in shop.worker.tick()) == ([], False, True)
+    shop.end("b")
+    assert shop.claim() == []
+    shop.log.rows("select refold.leave('w1')")
+    shop.log.rows(_LOSE_ALL)
+    rebuild(database_url)
+    shop.worker.epoch = int(shop.log.one("select refold.register('w1', 'beat', null)"))
+    shop._run(shop.worker.lane.register())
+    assert shop.claim() == []
+    _later(shop.log, 2)
+    assert shop.claim() == ["a", "c"]
+
+
+def test_a_start_for_later_tells_when_so_that_nobody_sleeps_past_it(shop: Shop, session: Session) -> None:
+    soon = _now(shop.log) + 3_600_000_000
+    listening = session()
+    listening.autocommit = True
+    listening.execute("listen refold_work")
+    shop.start(ordered("a", "k", 1, not_before=soon, owner="w1"))
+    told = [n.payload for n in listening.notifies(timeout=20, stop_after=1)]
+    assert str(soon) in told
+
+
+# Projections.
+
+
+def test_a_rebuild_makes_the_same_order_again(shop: Shop, database_url: str, log: Log) -> None:
+    shop.start(*(ordered(f"a-{n}", "a", n, owner="w1") for n in range(3)))
+    shop.start(*(ordered(f"b-{n}", "b", n, owner="w1") for n in range(3)))
+    shop.start(*(ordered(f"c-{n}", "c", n, poison=n == 1) for n in range(4)))
+    shop.start(*(ordered(f"d-{n}", "d", n, poison=n == 0) for n in range(3)))
+    shop.end("a-0")
+    shop.park("b-0")
+    shop.start(ordered("e-5", "e", 5, owner="w1"))
+    shop.worker.flush(Append("e-5", events=[step_done(1)]))
+    shop.start(ordered("e-1", "e", 1))  # late; the one that has begun goes on first
+    shop.log.rows("select refold.leave('w1')")
+    heads = "select workflow_id, status, behind, order_key, order_no, due_at is null from refold.workflows order by 1"
+    before = log.rows(heads)
+    log.rows(_LOSE_ALL)
+    rebuild(database_url)
+    assert log.rows(heads) == before
+    assert [row[0] for row in before if not row[2]] == ["a-0", "a-1", "b-0", "c-0", "d-0", "e-5"]
+
+
+def test_a_deleted_history_leaves_no_place_in_the_order(shop: Shop, run: Run[Any]) -> None:
+    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    shop.end("a")
+    assert run(shop.reader.delete("a")) is True
+    assert shop.start(ordered("a", "k", 1)).existing == {"a"}
+    assert shop.log.rows("select order_key, order_no from refold.workflows where workflow_id = 'a'") == [
+        (None, None)
+    ]
+    assert shop.claim() == ["b"]
