@@ -14,6 +14,7 @@ _SUBJECTS = (
     "workers",
     "lanes",
     "stage",
+    "slack",
     "kit",
 )
 

@@ -70,6 +70,7 @@ def test_the_face_has_these_names_and_no_others() -> None:
         "refold.core.cli",
         "refold.eventlog",
         "refold.connectors.kafka",
+        "refold.connectors.slack",
         "refold.testing",
     ],
 )

@@ -1,0 +1,51 @@
+"""A bolt app on the fake Slack, of both kinds, an app on the test's database, and a real server between them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from slack_bolt import App as Bolt
+from slack_bolt.async_app import AsyncApp
+from slack_sdk.web import WebClient
+from slack_sdk.web.async_client import AsyncWebClient
+
+from fixtures.slack import SECRET, TOKEN, FakeSlack, Served
+from refold import App
+
+Serve = Callable[[Any], Served]
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[App]:
+    """An app on the test's database, with no worker yet; `with app:` runs one."""
+    made = App("helpdesk", database_url=database_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bolt(slack: FakeSlack) -> Bolt:
+    """A bolt app whose Slack is the fake one, made as its docs say."""
+    client = WebClient(token=TOKEN, base_url=slack.api)
+    return Bolt(client=client, signing_secret=SECRET, token_verification_enabled=False)
+
+
+@pytest.fixture
+def abolt(slack: FakeSlack) -> AsyncApp:
+    """The same as `bolt`, with async listeners."""
+    return AsyncApp(client=AsyncWebClient(token=TOKEN, base_url=slack.api), signing_secret=SECRET)
+
+
+@pytest.fixture
+def serve(slack: FakeSlack) -> Iterator[Serve]:
+    """Serves an ASGI app; Slack sends there."""
+    served: list[Served] = []
+
+    def begin(asgi: Any) -> Served:
+        served.append(Served(asgi))
+        slack.endpoint = f"{served[-1].url}/slack/events"
+        return served[-1]
+
+    yield begin
+    for one in served:
+        one.close()
