@@ -6,6 +6,7 @@ from refold.core._connector import Connector, ConnectorPlugin, DevService, Sourc
 from refold.core._context import arecv, recv, uuid, workflow_args
 from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
 from refold.core._errors import (
+    Cancelled,
     DecodeFailed,
     DefinitionRefused,
     Evicted,
@@ -16,10 +17,13 @@ from refold.core._errors import (
     StepError,
     TimedOut,
     ValueRefused,
+    WorkflowCancelled,
     WorkflowDeleted,
     WorkflowEnded,
     WorkflowIdReused,
     WorkflowNotFound,
+    WorkflowNotParked,
+    WorkflowSkipped,
     WrongCall,
 )
 from refold.core._failures import record_error
@@ -43,6 +47,7 @@ __all__ = [
     "Accepted",
     "App",
     "Cancel",
+    "Cancelled",
     "Connector",
     "ConnectorPlugin",
     "DecodeFailed",
@@ -75,12 +80,15 @@ __all__ = [
     "TimedOut",
     "ValueRefused",
     "Workflow",
+    "WorkflowCancelled",
     "WorkflowDeleted",
     "WorkflowEnded",
     "WorkflowHandle",
     "WorkflowIdReused",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowNotParked",
+    "WorkflowSkipped",
     "WrongCall",
     "arecv",
     "join_id",

@@ -34,6 +34,14 @@ class CancelCommand(msgspec.Struct, frozen=True):
     no: int
 
 
+class CancelChild(msgspec.Struct, frozen=True):
+    """Ask the child of command `no` to cancel. It does no harm again: the child drops what it was told before."""
+
+    no: int
+    child_id: str
+    reason: str
+
+
 class StartChild(msgspec.Struct, frozen=True):
     """Start `workflow` under `child_id`, in the transaction that records `ChildStarted`."""
 
@@ -66,4 +74,11 @@ class Fail(msgspec.Struct, frozen=True):
     error: RecordedError
 
 
-Command: TypeAlias = RunStep | StartTimer | CancelCommand | StartChild | SendMessage | Complete | Fail
+class Cancel(msgspec.Struct, frozen=True):
+    """The workflow was asked to cancel, and has let it happen. No command follows."""
+
+    reason: str
+
+
+End: TypeAlias = Complete | Fail | Cancel
+Command: TypeAlias = RunStep | StartTimer | CancelCommand | CancelChild | StartChild | SendMessage | End

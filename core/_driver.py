@@ -8,6 +8,7 @@ the same calls in the same order, in any process and in any year.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import random
@@ -22,9 +23,12 @@ from msgspec import Raw
 
 from refold.core._codec import show_difference
 from refold.core._commands import (
+    Cancel,
+    CancelChild,
     CancelCommand,
     Command,
     Complete,
+    End,
     Fail,
     RunStep,
     SendMessage,
@@ -33,6 +37,7 @@ from refold.core._commands import (
 )
 from refold.core._definitions import Handle, Later, Step, Workflow
 from refold.core._errors import (
+    Cancelled,
     DecodeFailed,
     Evicted,
     HistoryMismatch,
@@ -47,6 +52,7 @@ from refold.core._ids import check_id
 from refold.core._loop import LoopBody
 from refold.eventlog import RefoldError
 from refold.eventlog._events import (
+    CancelRequested,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
@@ -55,6 +61,7 @@ from refold.eventlog._events import (
     MessageSent,
     Parked,
     RecordedError,
+    Retried,
     StepCompleted,
     StepFailed,
     TimerFired,
@@ -98,9 +105,11 @@ class Instance:
         "_asked",
         "_body",
         "_buffers",
+        "_cancel_reason",
         "_cancelled_taken",
         "_end",
         "_next_no",
+        "_parked",
         "_random",
         "_receivers",
         "_refused_input",
@@ -130,8 +139,10 @@ class Instance:
         self._next_no = 0
         self._asked: dict[int, _Asked] = {}
         self._untaken: dict[int, Command] = {}
-        self._cancelled_taken: list[Command] = []
-        self._end: Complete | Fail | None = None
+        self._cancelled_taken: list[CancelCommand | CancelChild] = []
+        self._cancel_reason: str | None = None  # once somebody has asked for it
+        self._parked = False
+        self._end: End | None = None
         self._refused_input = ""
         self._buffers: dict[str, deque[Raw]] | None = None
         self._receivers: dict[str, deque[Waiter]] | None = None
@@ -157,14 +168,23 @@ class Instance:
             if body.outcome is not None:
                 self._finish(body)
 
+    def pass_over(self) -> None:
+        """Leave out the next event of the stream: a failure that the code is not told of, since it was retried."""
+        self._seq += 1
+
     def take_commands(self) -> list[Command]:
         """Return what the code asked for since the last call and still wants, in the order in which it asked."""
         untaken = self._untaken
         if not untaken and not self._cancelled_taken:
             return []
-        commands = [*self._cancelled_taken, *untaken.values()]
+        commands: list[Command] = [*untaken.values()]
+        if self._cancelled_taken:
+            # A child that has answered since, found by replay, needs to be asked nothing.
+            commands[:0] = [
+                c for c in self._cancelled_taken if type(c) is CancelCommand or c.no in self._asked
+            ]
+            self._cancelled_taken.clear()
         untaken.clear()
-        self._cancelled_taken.clear()
         return commands
 
     def evict(self) -> None:
@@ -184,7 +204,12 @@ class Instance:
 
     def run_step(self, step: Step[..., Any], args: bytes) -> Any:
         """Ask for a step and wait, in a greenlet."""
-        return self._greenlets.wait(self.ask_step(step, args))
+        no = self._next_no
+        try:
+            return self._greenlets.wait(self.ask_step(step, args))
+        except Cancelled:
+            self.cancel(no)
+            raise
 
     async def arun_step(self, step: Step[..., Any], args: bytes) -> Any:
         """Ask for a step and wait, in a coroutine."""
@@ -208,7 +233,12 @@ class Instance:
     def sleep_until(self, until: int) -> None:
         """Wait for a time, in a greenlet; a time that is past is no timer."""
         if until > self.now:
-            self._greenlets.wait(self.ask_timer(until, self._new_waiter()))
+            no = self._next_no
+            try:
+                self._greenlets.wait(self.ask_timer(until, self._new_waiter()))
+            except Cancelled:
+                self.cancel(no)
+                raise
 
     async def asleep_until(self, until: int) -> None:
         """Wait for a time, in a coroutine; a time that is past is no timer."""
@@ -254,10 +284,12 @@ class Instance:
         if (message := self._find_message(topic)) is not None:
             return message
         waiter, timer = self._ask_message(topic, timeout)
-        value = self._greenlets.wait(waiter)
-        if timer is not None:
-            self.cancel(timer)
-        return cast(Raw, value)
+        try:
+            return cast(Raw, self._greenlets.wait(waiter))
+        finally:
+            self._drop_receiver(topic, waiter)  # still there when it was cancelled, or has timed out
+            if timer is not None:
+                self.cancel(timer)
 
     async def arecv(self, topic: str, timeout: int | None) -> Raw:
         """Wait for the next message of `topic`, in a coroutine; `timeout` in microseconds."""
@@ -278,8 +310,20 @@ class Instance:
 
     def gather(self, laters: tuple[Later[Any], ...], *, return_exceptions: bool) -> tuple[Any, ...]:
         """Begin all of `laters` in their order and wait for them; the first error in log order is raised at once."""
-        waiters = [later._begin(self) for later in laters]
-        return self._greenlets.wait_all(waiters, return_exceptions=return_exceptions)
+        numbers: dict[Waiter, int] = {}
+        waiters = []
+        for later in laters:
+            no = self._next_no
+            waiters.append(waiter := later._begin(self))
+            if no < self._next_no:
+                numbers[waiter] = no
+
+        def stop(waiter: Waiter) -> bool:
+            no = numbers[waiter]
+            self.cancel(no)
+            return self.cancel_child(no)
+
+        return self._greenlets.wait_all(waiters, stop, return_exceptions=return_exceptions)
 
     def begin_branch(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Waiter:
         """Begin `fn` as a branch of its own beside the code that calls."""
@@ -293,6 +337,27 @@ class Instance:
         asked.waiter = None
         if self._untaken.pop(no, None) is None:
             self._cancelled_taken.append(CancelCommand(no))
+
+    def cancel_child(self, no: int, reason: str | None = None) -> bool:
+        """Ask the child of command `no` to cancel; without a `reason`, because its parent is cancelled.
+
+        Returns False when `no` is no child that is still to end.
+        """
+        asked = self._asked.get(no)
+        if asked is None or type(asked.command) is not StartChild:
+            return False
+        if reason is None:
+            why = f": {self._cancel_reason}" if self._cancel_reason else ""
+            reason = f"its parent {self.workflow_id} was cancelled{why}"
+        self._cancelled_taken.append(CancelChild(no, asked.command.child_id, reason))
+        return True
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether cancelling, of this `async def` workflow, is on its way out through the code."""
+        return (
+            self._cancel_reason is not None and isinstance(self._body, LoopBody) and self._body.is_cancelling
+        )
 
     def uuid(self) -> uuid.UUID:
         """Return the next of the workflow's own UUIDs: version 4 in form, drawn from the workflow's ID."""
@@ -371,12 +436,14 @@ class Instance:
         """The code has ended: ask for the end, and drop the branches that it left behind."""
         value, error = cast(tuple[Any, BaseException | None], body.outcome)
         body.outcome = None
-        end: Complete | Fail
+        end: End
         if error is None:
             try:
                 end = Complete(self.workflow.encode_result(value))
             except RefoldError as refused:
                 end = Fail(record_error(refused))
+        elif isinstance(error, asyncio.CancelledError) and self._cancel_reason is not None:
+            end = Cancel(self._cancel_reason)
         else:
             end = Fail(record_error(error))
         self._body = None
@@ -504,17 +571,33 @@ class Instance:
         self._untaken.clear()
 
     def _on_failed(self, event: WorkflowFailed) -> None:
+        if self._parked:  # a person's decision, not the code's
+            self._on_ended_from_outside(event)
+            return
         end = self._end
         recorded, asked = _kind_of(event.error), _kind_of(end.error) if type(end) is Fail else ""
         if recorded != asked and not self._refused_input:  # a source may have said why in words of its own
             raise self._mismatch(f"the workflow failed here with {recorded}", self._describe_end())
         self._untaken.clear()
 
-    def _on_cancelled(self, event: WorkflowCancelled) -> None:
+    def _on_ended_from_outside(self, event: WorkflowCancelled | WorkflowFailed) -> None:
+        """It ended here, whatever the code had done: a workflow that never ran, or is parked, is ended without it."""
         self.finished = True
         self.evict()
 
-    def _on_note(self, event: Parked | WatcherAdded) -> None:
+    def _on_cancel_requested(self, event: CancelRequested) -> None:
+        if self._cancel_reason is None:
+            self._cancel_reason = event.reason
+            if self._body is not None:
+                self._body.cancel(event.reason)
+
+    def _on_parked(self, event: Parked) -> None:
+        self._parked = True
+
+    def _on_retried(self, event: Retried) -> None:
+        self._parked = False
+
+    def _on_note(self, event: WatcherAdded) -> None:
         """A fact about the workflow that its code never knows."""
 
     def _match_step(
@@ -602,7 +685,9 @@ class Instance:
         if end is None:
             open_ = [_describe_command(a.command) for a in self._asked.values() if a.waiter is not None]
             return f"waits for {', '.join(open_[:3])}" if open_ else "waits"
-        return "returns" if type(end) is Complete else f"fails with {_kind_of(cast(Fail, end).error)}"
+        if type(end) is Fail:
+            return f"fails with {_kind_of(end.error)}"
+        return "returns" if type(end) is Complete else "lets itself be cancelled"
 
 
 class _Deadline:
@@ -649,23 +734,36 @@ class ChildHandle(Generic[R]):
             raise WrongCall(
                 "handle.result() was called in an async def workflow", "Write await handle.aresult() there."
             )
-        return cast(R, instance._greenlets.wait_for(self._waiter, self._until(timeout), f"child {self.id!r}"))
+        body = instance._greenlets
+        try:
+            return cast(R, body.wait_for(self._waiter, self._until(timeout), f"child {self.id!r}"))
+        except Cancelled:
+            if instance.cancel_child(self._no):
+                body.wait_end(self._waiter)
+            raise
 
     async def aresult(self, timeout: float | None = None) -> R:
         """Wait for the child in an `async def` workflow and return its result; raises its error, or TimedOut."""
         instance = self._check("aresult")
         if not instance.is_async:
             raise WrongCall("handle.aresult() was called in a def workflow", "Write handle.result() there.")
-        future = asyncio.shield(cast("asyncio.Future[R]", self._waiter))
-        if timeout is None:
-            return await future
+        waiter = cast("asyncio.Future[R]", self._waiter)
         try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            if self._waiter.done():
-                raise
-            raise TimedOut(f"child {self.id!r}", show_span(timedelta(seconds=timeout))) from None
+            if timeout is None:
+                return await asyncio.shield(waiter)
+            try:
+                async with asyncio.timeout(timeout):
+                    return await asyncio.shield(waiter)
+            except TimeoutError:
+                if waiter.done():
+                    raise
+                raise TimedOut(f"child {self.id!r}", show_span(timedelta(seconds=timeout))) from None
+        except asyncio.CancelledError:
+            # Of the whole workflow: the child is to end too, and is waited for. Of this wait alone: it goes on.
+            if instance.is_cancelling and instance.cancel_child(self._no):
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(waiter)
+            raise
 
     def status(self) -> str:
         """A child's state is not known inside its parent's code: only its end is, as an event."""
@@ -677,6 +775,15 @@ class ChildHandle(Generic[R]):
     async def astatus(self) -> str:
         """Refuse, as `status` does."""
         return self.status()
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask the child to cancel, from a workflow of either colour; never waits, and does nothing if it has ended."""
+        instance = self._check("cancel")
+        instance.cancel_child(self._no, reason or f"its parent {instance.workflow_id} asked for it")
+
+    async def acancel(self, reason: str = "") -> None:
+        """Do what `cancel` does."""
+        self.cancel(reason)
 
     def _check(self, call: str) -> Instance:
         if find_instance() is not self._instance:
@@ -725,7 +832,9 @@ _TAKE_IN: Final[dict[type[Any], Callable[[Instance, Any], None]]] = {
     MessageReceived: Instance._on_message_received,
     WorkflowCompleted: Instance._on_completed,
     WorkflowFailed: Instance._on_failed,
-    WorkflowCancelled: Instance._on_cancelled,
-    Parked: Instance._on_note,
+    WorkflowCancelled: Instance._on_ended_from_outside,
+    CancelRequested: Instance._on_cancel_requested,
+    Parked: Instance._on_parked,
+    Retried: Instance._on_retried,
     WatcherAdded: Instance._on_note,
 }

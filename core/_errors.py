@@ -5,6 +5,7 @@ constructor arguments and hands all of them to `Exception.__init__`, so that it 
 round trip through the log.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Final
 
@@ -26,6 +27,16 @@ class Evicted(BaseException):
     It is no `Exception`, so that `except Exception:` lets it through. What runs on the way out (`finally`,
     `with`) can still do things of its own, such as printing, but every refold call in it raises `Evicted`
     before it does anything.
+    """
+
+
+class Cancelled(asyncio.CancelledError):
+    """Raised in a `def` workflow, where it waits, when it was asked to cancel; its text is the reason.
+
+    In `async def` workflows asyncio's own `CancelledError` is raised, of which this is a subclass: one `except` serves
+    both. It is no `Exception`, so that `except Exception:` lets it through. What runs on the way out (`finally`,
+    `except`) may call steps, sleep, send: that is how work is undone. Code that catches it and goes on is not
+    cancelled.
     """
 
 
@@ -198,6 +209,49 @@ class NotAccepted(RefoldError):
         return (
             f"{self.count} message(s) for {self.label} were not accepted: {self.why}. Answer the sender that it failed "
             "(over HTTP: 503), so that it sends them again; under the same identity they are started once."
+        )
+
+
+class WorkflowCancelled(RefoldError):
+    """The workflow was cancelled, so it has no result. Reaction: find out by `reason` who wanted that."""
+
+    def __init__(self, workflow_id: str, reason: str = "") -> None:
+        super().__init__(workflow_id, reason)
+        self.workflow_id, self.reason = workflow_id, reason
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return (
+            f"workflow {self.workflow_id!r} was cancelled{why}. It has no result; start it again under another ID, "
+            f"or see what it had done: refold show {self.workflow_id}"
+        )
+
+
+class WorkflowNotParked(RefoldError):
+    """Only a parked workflow can be retried or skipped. Reaction: look at it again, somebody may have been first."""
+
+    def __init__(self, workflow_id: str, status: str, asked: str) -> None:
+        super().__init__(workflow_id, status, asked)
+        self.workflow_id, self.status, self.asked = workflow_id, status, asked
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} is {self.status}, and only a parked one can be {self.asked}.\n"
+            f"See what became of it: refold show {self.workflow_id}"
+        )
+
+
+class WorkflowSkipped(RefoldError):
+    """A workflow that killed its workers was ended by a person. Reaction: look at the step that it was in."""
+
+    def __init__(self, workflow_id: str, why: str) -> None:
+        super().__init__(workflow_id, why)
+        self.workflow_id, self.why = workflow_id, why
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} was parked ({self.why}) and then skipped by a person. "
+            f"See where it was: refold show {self.workflow_id}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from greenlet import getcurrent, greenlet
 
-from refold.core._errors import Evicted, TimedOut, show_span
+from refold.core._errors import Cancelled, Evicted, TimedOut, show_span
 from refold.core._home import home
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ class Answer:
         return self.value
 
 
+class _BranchAnswer(Answer):
+    """The answer of a branch: the greenlet that it comes from is known, so that it can be cancelled."""
+
+    __slots__ = ("branch",)
+
+    branch: greenlet
+
+
 class _Tally:
     """Several answers that one greenlet waits for: it is woken by the last, or by the first error."""
 
@@ -78,7 +86,16 @@ class _Tally:
 class GreenletBody:
     """Runs a plain function and its branches until each of them waits or ends."""
 
-    __slots__ = ("_branches", "_context", "_hub", "_instance", "outcome", "ready")
+    __slots__ = (
+        "_branches",
+        "_context",
+        "_hub",
+        "_instance",
+        "_reason",
+        "_to_cancel",
+        "outcome",
+        "ready",
+    )
 
     def __init__(self, instance: "Instance") -> None:
         self._instance = instance
@@ -86,6 +103,8 @@ class GreenletBody:
         self._context.run(home.set, instance.home)
         self._hub: greenlet | None = None
         self._branches: list[greenlet] = []
+        self._to_cancel: list[greenlet] = []
+        self._reason = ""
         self.ready: list[greenlet] = []
         self.outcome: tuple[Any, BaseException | None] | None = None
 
@@ -106,22 +125,31 @@ class GreenletBody:
         self._spawn(main, self._context)
 
     def begin_branch(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        answer = Answer(self)
+        answer = _BranchAnswer(self)
 
         def branch() -> None:
             try:
                 value = fn(*args, **kwargs)
             except Evicted:
                 raise
-            except Exception as exc:
+            except (Exception, Cancelled) as exc:
                 answer.set_exception(exc)
             except BaseException as exc:
                 self.outcome = (None, exc)
             else:
                 answer.set_result(value)
 
-        self._spawn(branch, copy_context())
+        answer.branch = self._spawn(branch, copy_context())
         return answer
+
+    def cancel(self, reason: str) -> None:
+        """Raise Cancelled in the workflow's main code, where it waits, at the next drain."""
+        self._reason = reason
+        self._cancel_branch(self._branches[0])
+
+    def _cancel_branch(self, branch: greenlet) -> None:
+        self._to_cancel.append(branch)
+        self.ready.append(branch)
 
     def drain(self) -> None:
         """Run what is ready until everything waits, or the workflow has ended."""
@@ -138,7 +166,12 @@ class GreenletBody:
                 for branch in batch:
                     if branch.parent is not hub:
                         branch.parent = hub
-                    branch.switch()
+                    if self._to_cancel and branch in self._to_cancel:
+                        self._to_cancel.remove(branch)
+                        if not branch.dead:
+                            branch.throw(Cancelled(self._reason))
+                    else:
+                        branch.switch()
                     if self.outcome is not None:
                         return
         finally:
@@ -151,13 +184,23 @@ class GreenletBody:
         """Wait, in the greenlet that calls, and return the answer or raise it."""
         answer = cast(Answer, waiter)
         me = getcurrent()
-        while not answer._done:
-            answer.waiting = me
-            cast(greenlet, self._hub).switch()
+        try:
+            while not answer._done:
+                answer.waiting = me
+                cast(greenlet, self._hub).switch()
+        except Cancelled:
+            answer.waiting = None
+            raise
         return answer.result()
 
-    def wait_all(self, waiters: "Sequence[Waiter]", *, return_exceptions: bool) -> tuple[Any, ...]:
-        """Wait for all; unless exceptions are to be returned, the first to come is raised at once."""
+    def wait_all(
+        self, waiters: "Sequence[Waiter]", stop: "Callable[[Waiter], bool]", *, return_exceptions: bool
+    ) -> tuple[Any, ...]:
+        """Wait for all; unless exceptions are to be returned, the first to come is raised at once.
+
+        When the code that waits is cancelled, so is all that it waits for: branches here, the rest by `stop`, which
+        says whether an end is still to come. Cancelled is raised when all of them have ended.
+        """
         answers = cast("Sequence[Answer]", waiters)
         open_ = [answer for answer in answers if not answer._done]
         failed = [a for a in answers if a._done and a.error is not None] if not return_exceptions else []
@@ -165,13 +208,49 @@ class GreenletBody:
             tally = _Tally(getcurrent(), len(open_), not return_exceptions)
             for answer in open_:
                 answer.waiting = tally
-            cast(greenlet, self._hub).switch()
+            try:
+                while tally.branch is not None:
+                    cast(greenlet, self._hub).switch()
+            except Cancelled:
+                for answer in open_:
+                    answer.waiting = None
+                self._end_all([answer for answer in open_ if not answer._done], stop)
+                raise
             failed = [a for a in answers if a.error is not None] if not return_exceptions else []
             for answer in open_:
                 answer.waiting = None
         if failed:
             raise cast(BaseException, failed[0].error)
         return tuple(a.error if a.error is not None else a.value for a in answers)
+
+    def _end_all(self, answers: "Sequence[Answer]", stop: "Callable[[Waiter], bool]") -> None:
+        """Cancel what a cancelled gather waits for and wait for its end; raise what a branch makes of it, if an error.
+
+        That is mostly compensation that failed, which nobody else would hear of.
+        """
+        branches = [answer for answer in answers if isinstance(answer, _BranchAnswer)]
+        ending: list[Answer] = [*branches]
+        for answer in answers:
+            if isinstance(answer, _BranchAnswer):
+                self._cancel_branch(answer.branch)
+            elif stop(answer):
+                ending.append(answer)
+        if ending:
+            tally = _Tally(getcurrent(), len(ending), stops_at_errors=False)
+            for answer in ending:
+                answer.waiting = tally
+            while tally.branch is not None:
+                cast(greenlet, self._hub).switch()
+        for answer in branches:
+            if isinstance(answer.error, Exception):
+                raise answer.error
+
+    def wait_end(self, waiter: "Waiter") -> None:
+        """Wait until the answer is there, whatever it is."""
+        answer = cast(Answer, waiter)
+        while not answer._done:
+            answer.waiting = getcurrent()
+            cast(greenlet, self._hub).switch()
 
     def wait_for(self, waiter: "Waiter", until: int | None, what: str) -> Any:
         """Wait until the answer comes or the log's clock reaches `until`; then raise TimedOut."""
@@ -184,11 +263,13 @@ class GreenletBody:
         if until > before:
             instance.ask_timer(until, timer)
             me = getcurrent()
-            while not answer._done and not timer._done:
-                answer.waiting = timer.waiting = me
-                cast(greenlet, self._hub).switch()
-            answer.waiting = timer.waiting = None
-            instance.cancel(no)
+            try:
+                while not answer._done and not timer._done:
+                    answer.waiting = timer.waiting = me
+                    cast(greenlet, self._hub).switch()
+            finally:
+                answer.waiting = timer.waiting = None
+                instance.cancel(no)
         if answer._done:
             return answer.result()
         raise TimedOut(what, show_span(timedelta(microseconds=until - before)))
@@ -207,6 +288,7 @@ class GreenletBody:
             asyncio._set_running_loop(None)
         try:
             self.ready.clear()
+            self._to_cancel.clear()
             for branch in self._branches:
                 if not branch.dead:
                     branch.parent = hub
@@ -219,7 +301,7 @@ class GreenletBody:
             if host is not None:
                 asyncio._set_running_loop(host)
 
-    def _spawn(self, run: Callable[[], None], context: Context) -> None:
+    def _spawn(self, run: Callable[[], None], context: Context) -> greenlet:
         branch = greenlet(run, self._hub)
         branch.gr_context = context
         branches = self._branches
@@ -227,3 +309,4 @@ class GreenletBody:
         if len(branches) >= 64 and len(branches) & (len(branches) - 1) == 0:
             self._branches = [b for b in branches if not b.dead]
         self.ready.append(branch)
+        return branch

@@ -205,6 +205,15 @@ class LoopBody(asyncio.AbstractEventLoop):
             _swap_current_task(host, host_task)
         self._instance.home.instance = None
 
+    def cancel(self, reason: str) -> None:
+        """Cancel the workflow's main task, as asyncio does it, at the next drain."""
+        self._tasks[0].cancel(reason)
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether the main task was cancelled, and has not called `uncancel` since."""
+        return self._tasks[0].cancelling() > 0
+
     def has_branches(self) -> bool:
         return any(not task.done() for task in self._tasks[1:])
 

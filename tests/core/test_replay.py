@@ -138,7 +138,7 @@ def test_messages_are_received_in_the_order_of_the_log(which: Any, seed: int) ->
     if isinstance(world.end, Complete):
         assert world.result == [True, -1, {"n": 1}, "receipt-7"]
     else:
-        assert world.end is not None
+        assert isinstance(world.end, Fail)
         assert world.end.error.qualname == "TimedOut"  # the timer of three days was drawn before the message
     replay_every_prefix(world)
 

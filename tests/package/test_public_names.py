@@ -11,6 +11,7 @@ import refold
 
 PUBLIC = [
     "App",
+    "Cancelled",
     "DataFolderInUse",
     "DataFolderVersion",
     "DatabaseUnreachable",
@@ -31,11 +32,14 @@ PUBLIC = [
     "StepInfo",
     "TimedOut",
     "ValueRefused",
+    "WorkflowCancelled",
     "WorkflowDeleted",
     "WorkflowEnded",
     "WorkflowIdReused",
     "WorkflowInfo",
     "WorkflowNotFound",
+    "WorkflowNotParked",
+    "WorkflowSkipped",
     "WrongCall",
     "arecv",
     "asleep",
