@@ -417,6 +417,70 @@ class App:
     async def _send(self, id: str, value: bytes, topic: str) -> None:
         await self._client_now().send(id, value, topic)
 
+    def cancel(self, id: str, reason: str = "") -> None:
+        """Ask a workflow to cancel; durable on return. It ends as `cancelled` when its code lets it.
+
+        What it waits for raises: `asyncio.CancelledError` in `async def` workflows, its subclass `refold.Cancelled` in
+        `def` ones; code on the way out may run steps to undo what was done. The child that it waits for is cancelled
+        first. One that never ran, is parked or stuck ends at once, without its code. To cancel it again does nothing.
+        Raises WorkflowNotFound, WorkflowEnded when it has ended otherwise.
+        """
+        refuse_in_a_workflow("app.cancel(...)", "a child is cancelled by its handle")
+        self._call(self._cancel(id, reason), "app.cancel(...)", "await app.acancel(...)")
+
+    async def acancel(self, id: str, reason: str = "") -> None:
+        """Do what `cancel` does, from async code."""
+        refuse_in_a_workflow("app.acancel(...)", "a child is cancelled by its handle")
+        await self._acall(self._cancel(id, reason))
+
+    async def _cancel(self, id: str, reason: str) -> None:
+        await self._client_now().cancel(id, reason)
+
+    def retry(self, id: str) -> builtins.list[str]:
+        """Set a parked workflow going again; return the names of the steps that run again.
+
+        Those are the ones whose failure its code was told of last, in the workflow itself or in a child that failed it.
+        They run with attempts counted on and all their retries; whatever else is recorded stays as it is. Where no step
+        failed, the code is run again over its history as it is now. Raises WorkflowNotFound, WorkflowNotParked.
+        """
+        refuse_in_a_workflow("app.retry(...)", "a person decides this")
+        return self._call(self._retry(id), "app.retry(...)", "await app.aretry(...)")
+
+    async def aretry(self, id: str) -> builtins.list[str]:
+        """Do what `retry` does, from async code."""
+        refuse_in_a_workflow("app.aretry(...)", "a person decides this")
+        return await self._acall(self._retry(id))
+
+    async def _retry(self, id: str) -> builtins.list[str]:
+        return await self._client_now().retry(id)
+
+    def skip(self, id: str, reason: str = "") -> None:
+        """End a parked workflow as failed, with the error that parked it; what waits behind it goes on.
+
+        `reason` is recorded as a note of the error. Raises WorkflowNotFound, WorkflowNotParked.
+        """
+        refuse_in_a_workflow("app.skip(...)", "a person decides this")
+        self._call(self._skip(id, reason), "app.skip(...)", "await app.askip(...)")
+
+    async def askip(self, id: str, reason: str = "") -> None:
+        """Do what `skip` does, from async code."""
+        refuse_in_a_workflow("app.askip(...)", "a person decides this")
+        await self._acall(self._skip(id, reason))
+
+    async def _skip(self, id: str, reason: str) -> None:
+        await self._client_now().skip(id, reason)
+
+    def in_flight(self, prefix: str = "") -> dict[str, dict[str, int]]:
+        """Count the open workflows of each source whose label begins with `prefix`: label -> status -> how many."""
+        return self._call(self._in_flight(prefix), "app.in_flight(...)", "await app.ain_flight(...)")
+
+    async def ain_flight(self, prefix: str = "") -> dict[str, dict[str, int]]:
+        """Do what `in_flight` does, from async code."""
+        return await self._acall(self._in_flight(prefix))
+
+    async def _in_flight(self, prefix: str) -> dict[str, dict[str, int]]:
+        return await self._client_now().in_flight(prefix)
+
     def delete(self, id: str) -> None:
         """Delete the history of a workflow that has ended; its ID stays taken for ever.
 
@@ -601,6 +665,16 @@ class _WorkflowDecorator(Protocol):
     ) -> AsyncWorkflow[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SyncWorkflow[P, R]: ...
+
+
+def refuse_in_a_workflow(call: str, instead: str) -> None:
+    """Raise WrongCall if workflow code is calling: a replay would do it again."""
+    instance = find_instance()
+    if instance is not None:
+        raise WrongCall(
+            f"{call} was called in workflow {instance.workflow_id!r}, and would be done again at each replay",
+            f"Put it into a step; {instead}.",
+        )
 
 
 def _shown(path: Path) -> str:

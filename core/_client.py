@@ -9,13 +9,14 @@ import contextlib
 import difflib
 import secrets
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
 from psycopg import errors
 
+from refold.core import _operator
 from refold.core._accept import Acceptor
 from refold.core._clock import LogClock
 from refold.core._definitions import Workflow
@@ -28,6 +29,7 @@ from refold.core._errors import (
     WorkflowNotFound,
 )
 from refold.core._ids import check_id, new_id
+from refold.core._operator import NoSuchWorkflow
 from refold.core._source import DELETE_STREAM, HandedOver, Lane, Move, Rows, outgrown, rows_of
 from refold.core._worker import Worker
 from refold.eventlog._connect import AsyncConnection, Line
@@ -43,6 +45,8 @@ from refold.eventlog._events import (
 from refold.eventlog._listen import Listener
 from refold.eventlog._log import Append, Message, NewWorkflow, is_about_a_row, write_unfenced
 from refold.eventlog._read import Head, Reader, SourcePosition
+
+T = TypeVar("T")
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True):
@@ -153,6 +157,34 @@ class Client:
         else:
             key = f"@{workflow_id}/{message_id}"
             await self._write(key, Append(key, messages=[message]))
+
+    # What a person decides.
+
+    async def retry(self, workflow_id: str) -> list[str]:
+        """Set a parked workflow going again; return the names of the steps that run again.
+
+        Raises WorkflowNotParked, WorkflowNotFound.
+        """
+        return await self._decided(_operator.retry(self._line, workflow_id), workflow_id)
+
+    async def skip(self, workflow_id: str, reason: str) -> None:
+        """End a parked workflow as failed. Raises WorkflowNotParked, WorkflowNotFound."""
+        await self._decided(_operator.skip(self._line, workflow_id, reason), workflow_id)
+
+    async def cancel(self, workflow_id: str, reason: str) -> None:
+        """Ask a workflow to cancel; on return that is durable. Raises WorkflowEnded, WorkflowNotFound."""
+        await self._decided(_operator.cancel(self._line, workflow_id, reason), workflow_id)
+
+    async def _decided(self, decision: Coroutine[Any, Any, T], workflow_id: str) -> T:
+        try:
+            return await decision
+        except NoSuchWorkflow:
+            await self.head(workflow_id)
+            raise
+
+    async def in_flight(self, prefix: str) -> dict[str, dict[str, int]]:
+        """Count the open workflows of each source label that begins with `prefix`, by status."""
+        return await self.reader.in_flight(prefix)
 
     async def _now(self) -> int:
         if not self._clock_known:
@@ -367,7 +399,7 @@ def _info(head: Head) -> WorkflowInfo:
     if head.status == "stuck":
         note = "history and code differ; it goes on when other code arrives (docs/changing-workflows.md)"
     elif head.status == "parked":
-        note = "killed its worker again and again; refold show says where"
+        note = f"waits for a person: refold retry {head.workflow_id}, or: refold skip {head.workflow_id}"
     return WorkflowInfo(
         id=head.workflow_id,
         name=head.name,

@@ -10,13 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Raw
 
 from refold.core._alarms import Alarms
 from refold.core._clock import LogClock
 from refold.core._commands import (
+    Cancel,
+    CancelChild,
     CancelCommand,
     Command,
     Complete,
@@ -29,11 +31,14 @@ from refold.core._commands import (
 from refold.core._definitions import Workflow
 from refold.core._driver import Instance
 from refold.core._errors import HistoryMismatch, WorkflowIdReused
+from refold.core._errors import WorkflowCancelled as Cancellation
 from refold.core._failures import record_error
 from refold.core._flush import Batch, Pump
 from refold.core._resident import Resident, StepCall
+from refold.core._retry import find_parked, find_undelivered
 from refold.eventlog._errors import EventLogError, Fenced, StaleWriter
 from refold.eventlog._events import (
+    CancelRequested,
     ChildCompleted,
     ChildFailed,
     ChildStarted,
@@ -47,6 +52,7 @@ from refold.eventlog._events import (
     StepFailed,
     TimerFired,
     WatcherAdded,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowStarted,
@@ -66,6 +72,7 @@ from refold.eventlog._log import (
 )
 
 log = logging.getLogger("refold.worker")
+Ending: TypeAlias = WorkflowCompleted | WorkflowFailed | WorkflowCancelled
 
 LINGER: Final = 1.0  # seconds that a waiting workflow stays in memory
 KEEP_IF_DUE_WITHIN: Final = 2_000_000  # microseconds: not worth an eviction
@@ -209,6 +216,7 @@ class Executor:
             source=new.source,
             parent=new.parent,
             parent_no=new.parent_no,
+            parks=event.order_key is not None and event.parks,
             next_seq=1,
             durable_seq=1,
             last_at=new.at,
@@ -228,12 +236,16 @@ class Executor:
         deaths: int = 0,
         alone: bool = False,
         park: bool = False,
+        unrun: bool = False,
     ) -> None:
-        """Replay a workflow that this worker claimed, and go on with what its code asks for now."""
+        """Replay a workflow that this worker claimed, and go on with what its code asks for now.
+
+        One that never ran (`unrun`), is parked or is to be (`park`), and has a cancel in its mail, ends without that.
+        """
         here = self.residents.get(workflow_id)
         if here is not None:
             # An eviction that is durable, and whose answer is still under way, can have been claimed again already.
-            here.claimed_again = here.evicting
+            here.claimed_again = here.evicting or here.parked
             return
         if self.abandoned:
             return
@@ -246,6 +258,8 @@ class Executor:
             source=first.source,
             parent=first.parent,
             parent_no=first.parent_no,
+            parks=first.order_key is not None and first.parks,
+            undelivered=find_undelivered(history),
             next_seq=len(history),
             durable_seq=len(history),
             last_at=history[-1].at,
@@ -253,13 +267,23 @@ class Executor:
             alone=alone,
         )
         self.residents[workflow_id] = resident
+        mail = list(mail)
+        resident.cancel_mail = next(((id, e) for id, e in mail if isinstance(e, CancelRequested)), None)
+        if resident.cancel_mail is not None and (unrun or park or find_parked(history) is not None):
+            self._remember(resident, history)
+            for message_id, event in mail:
+                if isinstance(event, WatcherAdded):
+                    self._fold(resident, message_id, event)
+            self._cancel_at_once(resident, *resident.cancel_mail)
+            return
         if park:
-            self._park(resident)
+            self._park_poison(resident)
             return
         self._remember(resident, history)
         resident.instance.replaying = True
         self._drive(resident, history)
         resident.instance.replaying = False
+        resident.cancel_mail = None
         for no in [no for no, (_, command) in resident.retries.items() if command is None]:
             del resident.retries[no]  # the code has cancelled that step since
         for message_id, event in mail:
@@ -444,8 +468,11 @@ class Executor:
         try:
             if self._always_replay:
                 self._rehearse(resident, history)
-            for seq, at, event in history:  # noqa: B007, the seq that failed is what the log line needs
-                resident.instance.deliver(at, event)
+            for seq, at, event in history:
+                if seq in resident.undelivered:
+                    resident.instance.pass_over()
+                else:
+                    resident.instance.deliver(at, event)
             commands = resident.instance.take_commands()
         except HistoryMismatch as mismatch:
             self._stuck(resident, mismatch, seq)
@@ -468,8 +495,11 @@ class Executor:
         if 0 < len(resident.history) <= REHEARSE_AT_MOST:
             before, again = resident.instance, Instance(resident.workflow, resident.id)
             again.replaying = True
-            for _, at, event in resident.history:
-                again.deliver(at, event)
+            for seq, at, event in resident.history:
+                if seq in resident.undelivered:
+                    again.pass_over()
+                else:
+                    again.deliver(at, event)
             again.take_commands()  # asked for before, and on their way
             again.replaying = False
             resident.instance = again
@@ -478,7 +508,14 @@ class Executor:
 
     def _remember(self, resident: Resident, history: Sequence[Recorded]) -> None:
         """Keep what the executor itself needs to know of events: failed attempts, open children, folded mail."""
-        for _, _, event in history:
+        for seq, _, event in history:
+            if seq in resident.undelivered:
+                if isinstance(event, StepFailed):
+                    # Its attempts are counted on; its schedule of retries begins anew.
+                    resident.failures[event.no] = event.attempt
+                    resident.forgiven = {**(resident.forgiven or {}), event.no: event.attempt}
+                    resident.retries.pop(event.no, None)
+                continue
             match event:
                 case StepFailed(no=no, attempt=attempt, retry_at=retry_at):
                     if retry_at is None:
@@ -503,6 +540,9 @@ class Executor:
                 case WatcherAdded(parent=parent, parent_no=parent_no, message_id=message_id):
                     resident.watchers.append((parent, parent_no))
                     resident.folded.add(message_id)
+                case CancelRequested(message_id=message_id):
+                    resident.cancelling = True
+                    resident.folded.add(message_id)
                 case _:
                     pass
 
@@ -514,6 +554,8 @@ class Executor:
         part.folded.append(message_id)
         if message_id not in resident.folded:
             resident.folded.add(message_id)
+            if resident.cancelling and isinstance(event, CancelRequested):
+                return  # a second one says nothing new
             self._append(resident, event)
 
     # Commands.
@@ -541,6 +583,14 @@ class Executor:
         if call is not None:
             call.over = True
             self._outside.drop_step(call)
+
+    def _cancel_child(self, resident: Resident, command: CancelChild) -> None:
+        # No event of its own: replayed, the same message is sent again, and the child drops what it has had.
+        message_id = f"cancel:{resident.id}/{command.no}"
+        asked = CancelRequested(message_id=message_id, reason=command.reason)
+        self._part(resident).messages.append(
+            Message(command.child_id, message_id, "CancelRequested", encode_event(asked))
+        )
 
     def _start_child(self, resident: Resident, command: StartChild) -> None:
         started = WorkflowStarted(
@@ -606,9 +656,21 @@ class Executor:
         self._end(resident, WorkflowCompleted(result=Raw(command.result)), "completed")
 
     def _fail(self, resident: Resident, command: Fail) -> None:
-        self._end(resident, WorkflowFailed(error=command.error), "failed")
+        if resident.parks:
+            self._park(resident, parked_by(command.error))
+        else:
+            self._end(resident, WorkflowFailed(error=command.error), "failed")
 
-    def _end(self, resident: Resident, event: WorkflowCompleted | WorkflowFailed, status: str) -> None:
+    def _cancelled(self, resident: Resident, command: Cancel) -> None:
+        self._end(resident, WorkflowCancelled(reason=command.reason), "cancelled")
+
+    def _cancel_at_once(self, resident: Resident, message_id: str, asked: CancelRequested) -> None:
+        """End a workflow by a cancel in its mail without its code: it never ran, is parked, or can't go on."""
+        self._part(resident).folded.append(message_id)
+        self._append(resident, asked)
+        self._end(resident, WorkflowCancelled(reason=asked.reason), "cancelled")
+
+    def _end(self, resident: Resident, event: Ending, status: str) -> None:
         self._append(resident, event)
         part = self._part(resident)
         part.head = HeadChange(status, None, finished_at=resident.last_at)
@@ -636,6 +698,11 @@ class Executor:
 
     def _stuck(self, resident: Resident, mismatch: Exception, seq: int) -> None:
         """History and code differ: mark the head, for code with another fingerprint to take it up. Never an event."""
+        if resident.cancel_mail is not None and resident.part is None:
+            resident.instance.evict()
+            resident.history.clear()
+            self._cancel_at_once(resident, *resident.cancel_mail)
+            return
         log.error(
             "workflow %s is stuck: %s", resident.id, mismatch, extra={"stream": resident.id, "seq": seq}
         )
@@ -652,14 +719,19 @@ class Executor:
         head = HeadChange("stuck", None, due_at=self.clock.now(), fingerprint=workflow.fingerprint)
         self._pump.add(workflow_id, Append(workflow_id, head=head))
 
-    def _park(self, resident: Resident) -> None:
+    def _park_poison(self, resident: Resident) -> None:
         reason = (
             f"its worker died {resident.deaths} times while running it, the last times with nothing else in hand; "
             "look at the steps it was in"
         )
-        log.error("workflow %s is parked: %s", resident.id, reason, extra={"stream": resident.id})
-        deaths = resident.deaths
-        self._append(resident, Parked(reason=reason, deaths=deaths))
+        self._park(resident, Parked(reason=reason, deaths=resident.deaths))
+
+    def _park(self, resident: Resident, parked: Parked) -> None:
+        log.error(
+            "workflow %s is parked: %s", resident.id, show_parked(parked), extra={"stream": resident.id}
+        )
+        resident.parked = True
+        self._append(resident, parked)
         self._part(resident).head = HeadChange("parked", None)
         self._close(resident)
 
@@ -797,23 +869,29 @@ class Executor:
             resident.instance,
             parent=resident.parent,
             parent_no=resident.parent_no,
+            parks=resident.parks,
             next_seq=resident.durable_seq,
             durable_seq=resident.durable_seq,
             last_at=resident.last_at,
             watchers=resident.watchers,
         )
         self.residents[workflow_id] = again
-        event = WorkflowFailed(error=record_error(error))
+        refusal = record_error(error)
+        event = parked_by(refusal) if again.parks else WorkflowFailed(error=refusal)
         part = self._part(again)
-        part.events.append(NewEvent(again.next_seq, "WorkflowFailed", again.last_at, encode_event(event)))
+        part.events.append(NewEvent(again.next_seq, type(event).__name__, again.last_at, encode_event(event)))
         again.news.append(Recorded(again.next_seq, again.last_at, event))
         again.next_seq += 1
+        again.ended = True
+        if isinstance(event, Parked):
+            again.parked = True
+            part.head = HeadChange("parked", None)
+            return
         part.head = HeadChange("failed", None, finished_at=again.last_at)
         asked = list(again.watchers)
         if again.parent is not None and again.parent_no is not None:
             asked.append((again.parent, again.parent_no))
         part.messages += [child_answer(parent, no, workflow_id, event) for parent, no in asked]
-        again.ended = True
 
     def _dispatch(self, resident: Resident, ready: list[StepCall]) -> None:
         """Release the steps whose every preceding event is durable now."""
@@ -827,8 +905,13 @@ class Executor:
                 continue
             resident.unstarted.pop(command.no, None)
             failures = resident.failures.get(command.no, 0)
+            forgiven = resident.forgiven.get(command.no, 0) if resident.forgiven else 0
             call = StepCall(
-                resident.id, resident.workflow.name, command, failures + 1 + resident.deaths, failures
+                resident.id,
+                resident.workflow.name,
+                command,
+                failures + 1 + resident.deaths,
+                failures - forgiven,
             )
             resident.running[command.no] = call
             ready.append(call)
@@ -985,14 +1068,30 @@ class Executor:
                 tell(Fenced(self.worker))
 
 
-def child_answer(parent: str, no: int, child: str, event: WorkflowCompleted | WorkflowFailed) -> Message:
+def parked_by(error: RecordedError) -> Parked:
+    """Return the event that parks a workflow for an error that came out of it."""
+    return Parked(reason="it raised an error", error=error)
+
+
+def show_parked(parked: Parked) -> str:
+    """Say why it is parked."""
+    error = parked.error
+    return parked.reason if error is None else f"{parked.reason}: {error.qualname}: {error.message}"
+
+
+def child_answer(parent: str, no: int, child: str, event: Ending) -> Message:
     """Return the message that tells a parent how its child ended."""
     message_id = f"child:{no}:{child}"  # a parent may have asked for one child more than once
     answer: ChildCompleted | ChildFailed
     if isinstance(event, WorkflowCompleted):
         answer = ChildCompleted(no=no, child=child, result=event.result, message_id=message_id)
     else:
-        answer = ChildFailed(no=no, child=child, error=event.error, message_id=message_id)
+        error = (
+            event.error
+            if isinstance(event, WorkflowFailed)
+            else record_error(Cancellation(child, event.reason))
+        )
+        answer = ChildFailed(no=no, child=child, error=error, message_id=message_id)
     return Message(parent, message_id, type(answer).__name__, encode_event(answer))
 
 
@@ -1005,8 +1104,10 @@ _HANDLERS: Final[dict[type[Command], Callable[[Executor, Resident, Any], None]]]
     RunStep: Executor._run_step,
     StartTimer: Executor._start_timer,
     CancelCommand: Executor._cancel,
+    CancelChild: Executor._cancel_child,
     StartChild: Executor._start_child,
     SendMessage: Executor._send_message,
     Complete: Executor._complete,
     Fail: Executor._fail,
+    Cancel: Executor._cancelled,
 }

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import msgspec
 
 from refold.core._definitions import Workflow
-from refold.core._errors import TimedOut, WorkflowDeleted
+from refold.core._errors import TimedOut, WorkflowCancelled, WorkflowDeleted
 from refold.core._failures import rebuild_error
+from refold.eventlog import _events
 from refold.eventlog._events import Event, IdentitySealed, Parked, WorkflowCompleted, WorkflowFailed
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class WorkflowHandle(Generic[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait for the workflow to end and return its result, or raise the error that it failed with.
 
-        Raises TimedOut after `timeout` seconds; the workflow goes on. WorkflowNotFound, WorkflowDeleted.
+        Raises TimedOut after `timeout` seconds; the workflow goes on. WorkflowCancelled, WorkflowNotFound,
+        WorkflowDeleted.
         """
         coroutine = self._result(timeout)
         return self._app._call(coroutine, f"handle.result() of {self._id}", "await handle.aresult()")
@@ -51,6 +53,14 @@ class WorkflowHandle(Generic[R]):
         """Do what `status` does, from async code."""
         return (await self._app.ainfo(self._id)).status
 
+    def cancel(self, reason: str = "") -> None:
+        """Ask the workflow to cancel; see `app.cancel`."""
+        self._app.cancel(self._id, reason)
+
+    async def acancel(self, reason: str = "") -> None:
+        """Do what `cancel` does, from async code."""
+        await self._app.acancel(self._id, reason)
+
     async def _result(self, timeout: float | None) -> R:
         event = await self._app._client_now().wait_end(self._id, timeout)
         if event is None:
@@ -64,6 +74,8 @@ class WorkflowHandle(Generic[R]):
             return cast(R, self._workflow.decode_result(event.result))
         if isinstance(event, WorkflowFailed):
             raise rebuild_error(event.error)
+        if isinstance(event, _events.WorkflowCancelled):
+            raise WorkflowCancelled(self._id, event.reason)
         if isinstance(event, IdentitySealed):
             raise WorkflowDeleted(self._id)
         assert not isinstance(event, Parked), "parked is no end"

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -42,6 +42,7 @@ from refold.eventlog._events import (
     Event,
     Recorded,
     WatcherAdded,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowStarted,
@@ -68,7 +69,7 @@ WATCH_CHILD_FOR: Final = (
 SUSPECT_DEATHS: Final = 3  # deaths while alone that park a workflow
 
 _CLAIM: Final[LiteralString] = (
-    "select workflow_id, name, suspicion, alone_deaths from refold.claim(%s, %s, %s, %s, %s, %s, %s, %s)"
+    "select workflow_id, name, suspicion, alone_deaths, unrun from refold.claim(%s, %s, %s, %s, %s, %s, %s, %s)"
 )
 _GIVE_UP: Final[LiteralString] = "select refold.give_up(%s, %s)"
 _LEAVE: Final[LiteralString] = "select refold.leave(%s)"
@@ -79,6 +80,14 @@ Observer = Callable[[str, Recorded], None]
 def new_worker_id() -> str:
     """Return a name that no worker had before; short enough for a channel's name (63 bytes)."""
     return f"{socket.gethostname()[:24]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Claimed(NamedTuple):
+    """What the head of a claimed workflow says of the workers before: deaths on it, alone, and whether none had it."""
+
+    deaths: int = 0
+    alone_deaths: int = 0
+    unrun: bool = False
 
 
 class Worker:
@@ -565,12 +574,12 @@ class _Term:
             await self._find_lost()
             return 0
         await self._load(
-            [(row[0], row[1]) for row in rows], {row[0]: (row[2], row[3]) for row in rows}, alone=alone
+            [(row[0], row[1]) for row in rows], {row[0]: Claimed(*row[2:]) for row in rows}, alone=alone
         )
         return len(rows)
 
     async def _load(
-        self, claimed: Sequence[tuple[str, str]], suspicion: Mapping[str, tuple[int, int]], *, alone: bool
+        self, claimed: Sequence[tuple[str, str]], states: Mapping[str, Claimed], *, alone: bool
     ) -> None:
         if not claimed:
             return
@@ -593,26 +602,26 @@ class _Term:
                 executor.loading.pop(workflow_id, None)
                 executor.leave_stuck(workflow_id, self.worker.workflows[name], unreadable[workflow_id])
                 continue
-            deaths, alone_deaths = suspicion.get(workflow_id, (0, 0))
-            park = alone and alone_deaths >= SUSPECT_DEATHS
             loaded = self._loop.create_future()
             # A plain callback each: one long replay does not hold up the flush of another.
             self._loop.call_soon(
                 self._replay, workflow_id, name, histories.get(workflow_id), mail.get(workflow_id, []),
-                deaths, alone, park, loaded,
+                states.get(workflow_id, Claimed()), alone, loaded,
             )  # fmt: skip
             await loaded
 
     def _replay(
         self, workflow_id: str, name: str, history: list[Recorded] | None, mail: list[tuple[str, Event]],
-        deaths: int, alone: bool, park: bool, loaded: asyncio.Future[None],
+        state: Claimed, alone: bool, loaded: asyncio.Future[None],
     ) -> None:  # fmt: skip
         loaded.set_result(None)
         mail += self.executor.loading.pop(workflow_id, ())
         if history and isinstance(history[0].event, WorkflowStarted):
             self.executor.load(
-                self.worker.workflows[name], workflow_id, history, mail, deaths=deaths, alone=alone, park=park
-            )
+                self.worker.workflows[name], workflow_id, history, mail,
+                deaths=state.deaths, alone=alone, park=alone and state.alone_deaths >= SUSPECT_DEATHS,
+                unrun=state.unrun,
+            )  # fmt: skip
 
     async def _name_unserved(self) -> None:
         """Say once which workflows wait for a program that this one is not."""
@@ -802,7 +811,7 @@ class _Term:
 
 def _child_event(parent: str, no: int, child: str, end: Event) -> ChildCompleted | ChildFailed:
     """Return what a parent is told of a child that ended with `end`."""
-    if not isinstance(end, WorkflowCompleted | WorkflowFailed):  # its history was deleted
+    if not isinstance(end, WorkflowCompleted | WorkflowFailed | WorkflowCancelled):  # its history was deleted
         end = WorkflowFailed(error=record_error(WorkflowDeleted(child)))
     event = decode_event(child_answer(parent, no, child, end).body)
     assert isinstance(event, ChildCompleted | ChildFailed)

@@ -163,7 +163,8 @@ class WorkflowCompleted(_Event, frozen=True):
 
 
 class WorkflowFailed(_Event, frozen=True):
-    """The workflow raised `error`. Nothing follows in the stream."""
+    """The workflow raised `error`. Nothing follows in the stream, unless it was a child's, and its parent is retried:
+    then `Retried` does, and the child goes on."""
 
     error: RecordedError
 
@@ -185,7 +186,8 @@ class Parked(_Event, frozen=True):
 
 class Retried(_Event, frozen=True):
     """A person set a parked workflow going again. The events at the seqs `undelivered` are never delivered to the
-    code again: what they say failed is run once more."""
+    code again: what they say failed is run once more. In a child of one that was parked, `WorkflowFailed` is among
+    them."""
 
     undelivered: list[int] = []
 

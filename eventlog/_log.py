@@ -250,6 +250,11 @@ async def _send(
     return row[0], set(row[1] or ())
 
 
+async def write_in(connection: AsyncConnection, appends: Sequence[Append]) -> None:
+    """Write `appends`, of workflows that no worker owns, in the transaction that is open on `connection`."""
+    await _send(connection, (None, None, None, None), appends)
+
+
 async def write_unfenced(connection: AsyncConnection, appends: Sequence[Append]) -> tuple[int, set[str]]:
     """Commit starts and messages of a process that owns no workflow; safe to repeat, by their IDs.
 

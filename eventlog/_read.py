@@ -133,6 +133,12 @@ _ALL_POSITIONS: Final[LiteralString] = """
      where starts_with(source, %s) order by source
 """
 
+# For people: not worth an index.
+_IN_FLIGHT: Final[LiteralString] = """
+    select source, status, count(*) from refold.workflows
+     where finished_at is null and starts_with(source, %s) group by source, status order by source, status
+"""
+
 # Unfinished and not waiting; counted only as far as anybody wants to know.
 _RUNNABLE: Final[LiteralString] = """
     select count(*) from (
@@ -284,6 +290,13 @@ class Reader:
     async def runnable(self, source: str, limit: int) -> int:
         """Count the unfinished workflows of a source that do not wait, up to `limit`."""
         return int((await self.rows(_RUNNABLE, source, limit))[0][0])
+
+    async def in_flight(self, prefix: str) -> dict[str, dict[str, int]]:
+        """Count open workflows, by source and status, of the sources whose name begins with `prefix`."""
+        found: dict[str, dict[str, int]] = {}
+        for source, status, count in await self.rows(_IN_FLIGHT, prefix):
+            found.setdefault(source, {})[status] = count
+        return found
 
     async def recent_ids(self) -> list[str]:
         """Return the newest workflow IDs, for "did you mean"."""

@@ -1,4 +1,4 @@
-"""`refold send`, `delete`, `rebuild` and `migrate`: what changes something that is already there."""
+"""`refold send`, `cancel`, `retry`, `skip`, `delete`, `rebuild` and `migrate`: what changes what is already there."""
 
 import click
 import msgspec
@@ -32,6 +32,71 @@ def send_command(workflow_id: str, value: str, topic: str, database_url: str | N
             f"sent {msgspec.json.encode(decoded).decode()} to {workflow_id}"
             + (f" on {topic}" if topic else "")
         )
+
+
+@click.command(
+    "cancel",
+    short_help="ask a workflow to cancel",
+    epilog=example("refold cancel order-1 --reason 'the customer called'"),
+)
+@click.argument("workflow_id", metavar="ID")
+@click.option("--reason", default="", help="Why: kept in its history.")
+@database_option
+@common
+def cancel_command(workflow_id: str, reason: str, database_url: str | None, as_json: bool) -> None:
+    """Ask workflow ID to cancel; durable when the command returns.
+
+    Its code may undo what was done before it ends. One that never ran, is parked or stuck ends at once.
+    """
+    with open_log(database_url) as log:
+        log.cancel(workflow_id, reason)
+        status = log.info(workflow_id).status
+    if as_json:
+        print_json({"id": workflow_id, "status": status})
+    elif status == "cancelled":
+        click.echo(f"cancelled {workflow_id}")
+    else:
+        click.echo(f"asked {workflow_id} to cancel ({status})\nlook:   refold show {workflow_id}")
+
+
+@click.command(
+    "retry", short_help="set parked workflows going again", epilog=example("refold retry order-1 order-2")
+)
+@click.argument("workflow_ids", metavar="ID...", nargs=-1, required=True)
+@database_option
+@common
+def retry_command(workflow_ids: tuple[str, ...], database_url: str | None, as_json: bool) -> None:
+    """Set the parked workflows ID... going again: the steps that failed them run again, recorded results stay."""
+    again = []
+    with open_log(database_url) as log:
+        for workflow_id in workflow_ids:
+            steps = log.retry(workflow_id)
+            again.append({"id": workflow_id, "steps": steps})
+            if not as_json:
+                what = f"{', '.join(steps)} runs again" if steps else "its code is run again over its history"
+                click.echo(f"retried {workflow_id}: {what}")
+    if as_json:
+        print_json({"retried": again})
+
+
+@click.command(
+    "skip",
+    short_help="end parked workflows as failed, and let what is behind them go on",
+    epilog=example("refold skip order-1 --reason 'test data'"),
+)
+@click.argument("workflow_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--reason", default="", help="Why: kept in their histories.")
+@database_option
+@common
+def skip_command(workflow_ids: tuple[str, ...], reason: str, database_url: str | None, as_json: bool) -> None:
+    """End the parked workflows ID... as failed, with the errors that parked them."""
+    with open_log(database_url) as log:
+        for workflow_id in workflow_ids:
+            log.skip(workflow_id, reason)
+            if not as_json:
+                click.echo(f"skipped {workflow_id}")
+    if as_json:
+        print_json({"skipped": list(workflow_ids)})
 
 
 @click.command(

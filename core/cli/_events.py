@@ -78,7 +78,8 @@ def describe_event(event: Event) -> str:
         case Parked():
             return event.reason if event.error is None else f"{event.reason}: {_error(event.error)}"
         case Retried():
-            return "a person set it going again"
+            again = ", ".join(map(str, event.undelivered))
+            return "a person set it going again" + (f"; what failed at {again} is run again" if again else "")
         case CancelRequested():
             return event.reason
         case IdentitySealed():

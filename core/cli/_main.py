@@ -30,6 +30,9 @@ _COMMANDS: Final = {
     },
     "Change": {
         "send": "_change",
+        "cancel": "_change",
+        "retry": "_change",
+        "skip": "_change",
         "delete": "_change",
         "rebuild": "_change",
         "migrate": "_change",

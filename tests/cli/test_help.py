@@ -13,12 +13,15 @@ from refold.core.cli._main import cli
 BEFORE: dict[str, list[str]] = {
     "show": ['refold start shop.py checkout \'{"id": "o-1", "amount": 5}\' --id order-1'],
     "send": ["refold start shop.py approval 5 --id order-1"],
+    "cancel": ["refold start shop.py approval 5 --id order-1"],
 }
-# These go on until they are stopped, need a broker, or need a workflow at its end: see the tests named.
+# These go on until they are stopped, or need a broker, a workflow at its end, or a parked one: see the tests named.
 ELSEWHERE = {
     "dev": "test_dev.py",
     "worker": "test_worker.py",
     "delete": "test_commands.py",
+    "retry": "test_commands.py",
+    "skip": "test_commands.py",
     "kafka produce": "test_kafka_commands.py",
     "kafka positions": "test_kafka_commands.py",
 }

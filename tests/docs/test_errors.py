@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import refold
 from fixtures.pages import matches
 from fixtures.postgres import OwnPostgres
+from fixtures.workers import wait_for
 from refold import App
 from refold.core import Lane, Move
 from refold.eventlog import SCHEMA_VERSION, PositionMoved, WorkersAlive, rebuild
@@ -76,6 +77,47 @@ def test_a_message_to_the_dead_and_the_deletion_of_the_living(app: App) -> None:
         "workflow 'approval-1' is pending: only a workflow that has ended can be deleted.\n"
         "See its history: refold show approval-1"
     )
+
+
+@pytest.mark.raises_error("WorkflowCancelled")
+def test_the_result_of_a_cancelled_workflow(app: App) -> None:
+    app.workflows["approval"].options(id="approval-1").start()
+    app.cancel("approval-1", "asked twice")
+    with pytest.raises(refold.WorkflowCancelled) as cancelled:
+        app.get("approval-1").result(timeout=30)
+    assert str(cancelled.value) == (
+        "workflow 'approval-1' was cancelled: asked twice. It has no result; start it again under another ID, or see "
+        "what it had done: refold show approval-1"
+    )
+
+
+@pytest.mark.raises_error("WorkflowNotParked")
+def test_a_retry_of_what_is_not_parked(app: App) -> None:
+    _end_one(app, "order-1")
+    for decide, asked in ((app.retry, "retried"), (app.skip, "skipped")):
+        with pytest.raises(refold.WorkflowNotParked) as refused:
+            decide("order-1")
+        assert str(refused.value) == (
+            f"workflow 'order-1' is completed, and only a parked one can be {asked}.\n"
+            "See what became of it: refold show order-1"
+        )
+
+
+@pytest.mark.raises_error("WorkflowSkipped")
+def test_the_result_of_a_skipped_poison(app: App) -> None:
+    app.workflows["approval"].options(id="approval-1").start()
+    with psycopg.connect(str(app.database_url), autocommit=True) as connection:
+        connection.execute("update refold.workflows set suspicion = 6, alone_deaths = 3")
+    with app:
+        wait_for(lambda: app.info("approval-1").status == "parked", "it is parked")
+        app.skip("approval-1", "a bad record")
+        with pytest.raises(refold.WorkflowSkipped) as skipped:
+            app.get("approval-1").result(timeout=30)
+    assert str(skipped.value) == (
+        "workflow 'approval-1' was parked (its worker died 6 times while running it, the last times with nothing else "
+        "in hand; look at the steps it was in) and then skipped by a person. See where it was: refold show approval-1"
+    )
+    assert skipped.value.__notes__ == ["skipped by a person: a bad record"]
 
 
 @pytest.mark.raises_error("WorkflowDeleted")

@@ -32,3 +32,6 @@ begin
            p_source, p_stream, p_next_seq, p_position, p_label, p_at,
            d_id, d_message, i_id, i_message, i_type, i_body, wake) f;
 end $$;
+
+-- Says one thing more of each workflow that it gives; its callers name the columns that they want.
+drop function if exists refold.claim(text, text, bigint, bigint, text[], text[], int, boolean);
