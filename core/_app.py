@@ -625,6 +625,17 @@ class App:
             raise RuntimeError("the worker has stopped")
         return worker
 
+    def log_now(self) -> int:
+        """Return the time by the log's clock, Postgres's, in microseconds since 1970 UTC."""
+        return self._call(self._log_now(), "app.log_now()", "await app.alog_now()")
+
+    async def alog_now(self) -> int:
+        """Do what `log_now` does, from async code."""
+        return await self._acall(self._log_now())
+
+    async def _log_now(self) -> int:
+        return await self._client_now().log_now()
+
     def positions(self, prefix: str = "") -> builtins.list[SourcePosition]:
         """Return how far each source whose name begins with `prefix` was handed over."""
         return self._call(self._positions(prefix), "app.positions(...)", "await app.apositions(...)")

@@ -191,6 +191,13 @@ class Client:
             await self._refresh_clock()
         return self._clock.now()
 
+    async def log_now(self) -> int:
+        """Return the log's clock: what Postgres says now, or a worker's estimate of it."""
+        if self._worker is not None:
+            return self._worker.clock.now()
+        await self._refresh_clock()
+        return self._clock.now()
+
     async def _refresh_clock(self) -> None:
         rows = await self.reader.rows("select refold.log_now()")
         self._clock.refresh(rows[0][0])
