@@ -53,7 +53,8 @@ _FIRSTS: Final[LiteralString] = """
              where o.order_key is not null and o.behind
              order by o.order_key,
                       exists (select from refold.events e
-                               where e.workflow_id = o.workflow_id and e.seq >= 1 and o.status <> 'parked') desc,
+                               where e.workflow_id = o.workflow_id and e.seq >= 1
+                                 and e.type not in ('Parked', 'Retried')) desc,
                       o.order_no, o.workflow_id) f
      where w.workflow_id = f.workflow_id
 """

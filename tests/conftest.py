@@ -13,6 +13,7 @@ _SUBJECTS = (
     "terminal",
     "workers",
     "lanes",
+    "orders",
     "stage",
     "slack",
     "kit",

@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from msgspec import Raw
 
 from fixtures.lanes import (
     BEGAN,
@@ -18,113 +17,18 @@ from fixtures.lanes import (
     completed,
     end,
     message,
-    parked,
     step_done,
 )
+from fixtures.orders import Shop, ordered
 from fixtures.workers import Log, wait_for
-from refold.eventlog import StaleWriter, rebuild
+from refold.eventlog import StaleWriter
 from refold.eventlog._events import (
-    Parked,
-    RecordedError,
     Retried,
-    WorkflowFailed,
-    WorkflowStarted,
     encode_event,
 )
-from refold.eventlog._log import BEHIND, Append, Flushed, HeadChange, NewEvent, NewWorkflow
-from refold.eventlog._read import Reader
+from refold.eventlog._log import BEHIND, Append, NewEvent
 
 Session = Callable[[], psycopg.Connection[Any]]
-
-_LOSE_ALL = "drop table refold.workflows, refold.workers, refold.positions, refold.waiters cascade"
-_ERROR = RecordedError("shop", "Bad", "not JSON")
-
-
-def ordered(
-    id: str,
-    key: str,
-    no: int,
-    *,
-    owner: str | None = None,
-    poison: bool = False,
-    failed: bool = False,
-    not_before: int | None = None,
-) -> NewWorkflow:
-    """Return the start of a workflow that has its place among those of `key`."""
-    event = WorkflowStarted(
-        name="order",
-        input=Raw(b"{}"),
-        digest="d",
-        source="shop",
-        order_key=key,
-        order_no=no,
-        not_before=not_before,
-    )
-    return NewWorkflow(
-        id, "order", "d", BEGAN, encode_event(event), owner=owner, source="shop", order_key=key, order_no=no,
-        not_before=not_before,
-        parked=encode_event(Parked(reason="poison", error=_ERROR)) if poison else None,
-        failed=encode_event(WorkflowFailed(error=_ERROR)) if failed else None,
-    )  # fmt: skip
-
-
-class Shop:
-    """A worker that starts and ends workflows by hand, and what the heads say of them."""
-
-    def __init__(self, worker: FakeWorker, log: Log, run: Run[Any]) -> None:
-        self.worker, self.log, self._run = worker, log, run
-        self.reader = Reader(worker.url)
-
-    def start(self, *starts: NewWorkflow) -> Flushed:
-        flushed: Flushed = self.worker.flush(Append("+", starts=list(starts)))
-        assert flushed.refused == {}
-        return flushed
-
-    def end(self, *ids: str) -> None:
-        seqs = {id: self.seq(id) for id in ids}
-        self.worker.flush(*(Append(id, events=[completed(seqs[id])], head=end(seqs[id])) for id in ids))
-
-    def park(self, id: str) -> None:
-        seq = self.seq(id)
-        self.worker.flush(Append(id, events=[parked(seq)], head=HeadChange("parked", None)))
-
-    def retry(self, id: str) -> bool:
-        event = NewEvent(self.seq(id), "Retried", BEGAN, encode_event(Retried(undelivered=[])))
-        return bool(self._run(self.reader.settle(id, event, "pending")))
-
-    def skip(self, id: str) -> bool:
-        event = NewEvent(self.seq(id), "WorkflowFailed", BEGAN, encode_event(WorkflowFailed(error=_ERROR)))
-        return bool(self._run(self.reader.settle(id, event, "failed")))
-
-    def seq(self, id: str) -> int:
-        return int(self.log.one("select count(*) from refold.events where workflow_id = %s", id))
-
-    def claim(self) -> list[str]:
-        return self.worker.claim(100)
-
-    def status(self, *ids: str) -> list[str]:
-        rows = dict(self.log.rows("select workflow_id, status from refold.workflows"))
-        return [rows[id] for id in ids]
-
-    def behind(self) -> list[str]:
-        return [
-            row[0]
-            for row in self.log.rows("select workflow_id from refold.workflows where behind order by 1")
-        ]
-
-    def runnable(self) -> int:
-        return int(self._run(self.reader.runnable("shop", 100)))
-
-    def close(self) -> None:
-        self._run(self.reader.close())
-
-
-@pytest.fixture
-def shop(worker: FakeWorker, log: Log, run: Run[Any]) -> Iterator[Shop]:
-    """Workflows whose life is written by hand."""
-    made = Shop(worker, log, run)
-    yield made
-    made.close()
 
 
 def test_of_one_key_one_is_due_at_a_time_and_in_order(shop: Shop) -> None:
@@ -509,11 +413,7 @@ def test_nothing_runs_before_its_time(shop: Shop, database_url: str) -> None:
     assert (shop.claim(), "work" in shop.worker.tick(), "next" in shop.worker.tick()) == ([], False, True)
     shop.end("b")
     assert shop.claim() == []
-    shop.log.rows("select refold.leave('w1')")
-    shop.log.rows(_LOSE_ALL)
-    rebuild(database_url)
-    shop.worker.epoch = int(shop.log.one("select refold.register('w1', 'beat', null)"))
-    shop._run(shop.worker.lane.register())
+    shop.begin_again()
     assert shop.claim() == []
     _later(shop.log, 2)
     assert shop.claim() == ["a", "c"]
@@ -542,13 +442,18 @@ def test_a_rebuild_makes_the_same_order_again(shop: Shop, database_url: str, log
     shop.start(ordered("e-5", "e", 5, owner="w1"))
     shop.worker.flush(Append("e-5", events=[step_done(1)]))
     shop.start(ordered("e-1", "e", 1))  # late; the one that has begun goes on first
-    shop.log.rows("select refold.leave('w1')")
     heads = "select workflow_id, status, behind, order_key, order_no, due_at is null from refold.workflows order by 1"
+    shop.start(*(ordered(f"f-{n}", "f", n, poison=n == 1) for n in range(3)))
+    shop.retry("f-1")  # it has more events than the one before it, and that one is first all the same
+    log.rows(
+        "update refold.workflows set owner = null, status = 'pending', due_at = created_at where owner = 'w1'"
+    )
     before = log.rows(heads)
-    log.rows(_LOSE_ALL)
-    rebuild(database_url)
+    shop.begin_again()
     assert log.rows(heads) == before
-    assert [row[0] for row in before if not row[2]] == ["a-0", "a-1", "b-0", "c-0", "d-0", "e-5"]
+    assert [row[0] for row in before if not row[2]] == [
+        *("a-0", "a-1", "b-0", "c-0", "d-0", "e-5", "f-0"),
+    ]
 
 
 def test_a_deleted_history_leaves_no_place_in_the_order(shop: Shop, run: Run[Any]) -> None:

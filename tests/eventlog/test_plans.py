@@ -8,10 +8,19 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-from fixtures.lanes import FakeWorker
+from fixtures.lanes import BEGAN, FakeWorker, completed
 from fixtures.postgres import PostgresServer
-from refold.eventlog._log import READ_STREAM, READ_STREAMS
-from refold.eventlog._read import _ENDS, _HEAD, _LIST, _OWN_MAIL, _OWNED, _POSITIONS, _RUNNABLE
+from refold.eventlog._arrays import Texts, adapt
+from refold.eventlog._log import (
+    _FLUSH,
+    READ_STREAM,
+    READ_STREAMS,
+    Append,
+    HeadChange,
+    NewWorkflow,
+    _columns,
+)
+from refold.eventlog._read import _ALIKE, _ENDS, _HEAD, _LIST, _OWN_MAIL, _OWNED, _POSITIONS, _RUNNABLE
 
 ROWS: LiteralString = "30000"
 
@@ -27,6 +36,12 @@ _FILL: LiteralString = f"""
     select 'w-' || n, s, 'TimerFired', now(), '{{}}' from generate_series(1, {ROWS}) n, generate_series(0, 2) s;
     insert into refold.positions
     select 'source-' || n, 'source:source-' || n || '/0', 1, '1', 'label', now() from generate_series(1, 2000) n;
+    insert into refold.workflows (workflow_id, name, status, created_at, source, digest, order_key, order_no, behind,
+                                  due_at, findable)
+    select 'o-' || k || '-' || n, 'ordered', 'pending', now() - (k * 1000 + n) * interval '1 minute', 'queue',
+           'd-' || k, 'key-' || k, n, n > 0,
+           case when n = 0 then now() end, true
+      from generate_series(1, 20) k, generate_series(0, 50) n;
     analyze refold.workflows, refold.events, refold.positions;
 """
 
@@ -164,6 +179,43 @@ def test_a_history_is_one_scan_of_the_primary_key(watched: Watched) -> None:
 
 def test_positions(watched: Watched) -> None:
     watched.check("positions_pkey", 5, _POSITIONS, (["source-1", "source-2"],))
+
+
+def test_starting_behind_others_of_a_key(watched: Watched) -> None:
+    at = BEGAN
+    starts = [
+        NewWorkflow(
+            f"new-{k}", "ordered", "d", at, b"{}", source="queue", order_key=f"key-{k}", order_no=1000
+        )
+        for k in range(1, 11)
+    ]
+    adapt(watched.connection)
+    arguments = (None, None, None, None, *_columns([Append("+", starts=starts)]))
+    watched.check("one_first_per_key", 150, _FLUSH, arguments)
+    rows = watched.connection.execute(
+        "select bool_and(behind) from refold.workflows where workflow_id like 'new-%%'"
+    )
+    assert rows.fetchone() == (True,)
+
+
+def test_ending_the_first_of_a_long_line(watched: Watched) -> None:
+    adapt(watched.connection)
+    appends = [
+        Append(f"o-{k}-0", events=[completed(1)], head=HeadChange("completed", None, finished_at=BEGAN))
+        for k in range(1, 11)
+    ]
+    arguments = (None, None, None, None, *_columns(appends))
+    watched.check("workflows_behind", 150, _FLUSH, arguments)
+    rows = watched.connection.execute(
+        "select count(*) from refold.workflows where order_key is not null and finished_at is null and not behind"
+    )
+    assert rows.fetchone() == (20,)
+
+
+def test_others_with_the_same_digest(watched: Watched) -> None:
+    asked = (Texts(["queue"]), Texts(["d-7"]), Texts(["o-7-0"]))
+    adapt(watched.connection)
+    assert len(watched.check("workflows_alike", 10, _ALIKE, asked)) == 1
 
 
 def test_taking_over_a_dead_worker_s_workflows(watched: Watched, worker: FakeWorker) -> None:
