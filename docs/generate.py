@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 import refold
-from refold.connectors import kafka
+from refold.connectors import kafka, webhook
 from refold.core.cli._main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,8 @@ VARIABLES = {
     "string. An `App(database_url=...)` wins over it. With neither, the embedded Postgres under `.refold/` is used.",
     "REFOLD_KAFKA_BOOTSTRAP": "The Kafka brokers, `host:port` and commas, of consumers that don't name their own. "
     "Without it `refold dev` starts a development broker.",
+    "REFOLD_HTTP": "`HOST:PORT` at which `refold worker` (or your own program) serves webhook endpoints, under "
+    "/hooks. `refold dev` takes 127.0.0.1:8000 without it, or the next port that is free.",
 }
 
 DEVELOPMENT_VARIABLES = {
@@ -69,6 +71,44 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "refused by name.",
         "batch_size": "How many records are handed over in one transaction, at most.",
         "max_in_flight": "At about so many runnable workflows (those that wait don't count) it pauses reading.",
+        "dedup": "A header whose value is a record's identity: of all records of a topic with the same one, "
+        "the first runs.",
+    },
+    "refold.connectors.webhook.post": {
+        "path": "Where the endpoint is, under the mount (`/hooks` in `refold dev`).",
+        "verify": "Who may send: `webhook.standard`, `github`, `stripe`, `slack`, `shopify`, `hmac`, `bearer`, "
+        "or `none`, written out.",
+        "id": "What a delivery is known by; default: the sender's own ID, where the verifier knows it.",
+        "name": "The endpoint's identity, part of every workflow ID. Keep it.",
+        "wait": "Answer with the result if it comes within this time.",
+        "on_inflight": "What a duplicate gets while the first one runs, with `wait`: it joins, or 409.",
+        "dedup": '`"body"`: equal bodies are one workflow, whatever their IDs.',
+        "max_body": "The largest body in bytes; default 1 MiB, 25 MiB from GitHub.",
+        "timeout": "How long Postgres may take before the sender gets 503.",
+        "body_timeout": "How long a body may take to come.",
+        "handshake": "The answer to a sender's question in the query: `webhook.echo(...)`.",
+    },
+    "refold.connectors.webhook.signal": {
+        "path": "Where the endpoint is, under the mount (`/hooks` in `refold dev`).",
+        "to": "The ID of the workflow that a delivery is for: a function of the delivery.",
+        "topic": "The topic that the workflow receives: `refold.recv(topic)`.",
+        "verify": "Who may send: `webhook.standard`, `github`, `stripe`, `slack`, `shopify`, `hmac`, `bearer`, "
+        "or `none`, written out.",
+        "body": "The type that the body must have.",
+        "value": "What is sent: a function of the delivery; default: the body.",
+        "id": "What a delivery is known by; default: the sender's own ID, where the verifier knows it.",
+        "name": "The endpoint's identity; default: the workflow's name and the topic.",
+        "dedup": '`"body"`: equal bodies are one workflow, whatever their IDs.',
+        "max_body": "The largest body in bytes; default 1 MiB, 25 MiB from GitHub.",
+        "timeout": "How long Postgres may take before the sender gets 503.",
+        "body_timeout": "How long a body may take to come.",
+        "handshake": "The answer to a sender's question in the query: `webhook.echo(...)`.",
+    },
+    "refold.connectors.webhook.asgi": {
+        "app": "The app whose endpoints they are.",
+        "run_worker": "Run a worker with the server, where this is served by itself.",
+        "max_in_memory": "How many bytes of bodies there may be in memory at once.",
+        "openapi": "Serve a description at /openapi.json.",
     },
 }
 
@@ -77,6 +117,9 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "refold.step": refold.step,
     "App.workflow": refold.App.workflow,
     "refold.connectors.kafka.consumer": kafka.consumer,
+    "refold.connectors.webhook.post": webhook.post,
+    "refold.connectors.webhook.signal": webhook.signal,
+    "refold.connectors.webhook.asgi": webhook.asgi,
 }
 
 

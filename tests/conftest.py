@@ -16,6 +16,7 @@ _SUBJECTS = (
     "orders",
     "stage",
     "slack",
+    "webhooks",
     "kit",
 )
 

@@ -5,6 +5,7 @@ look, fail and print JSON like the built-in ones.
 """
 
 from refold.core.cli._client import open_log, project_folder
+from refold.core.cli._load import load_app
 from refold.core.cli._main import main
 from refold.core.cli._output import (
     Unreachable,
@@ -28,6 +29,7 @@ __all__ = [
     "cut",
     "database_option",
     "example",
+    "load_app",
     "main",
     "open_log",
     "parse_json",

@@ -17,7 +17,17 @@ from refold.core import App, DevService, Recorded, RefoldError
 from refold.core.cli._client import configured_url, project_folder
 from refold.core.cli._events import describe_live, event_fields
 from refold.core.cli._load import load_app
-from refold.core.cli._output import clock, common, cut, example, print_json, show_logs, stamp, terminal_width
+from refold.core.cli._output import (
+    clock,
+    common,
+    cut,
+    example,
+    http_option,
+    print_json,
+    show_logs,
+    stamp,
+    terminal_width,
+)
 from refold.core.cli._plugins import load_plugins, warn_name
 from refold.core.cli._summary import print_lines, summarize
 from refold.eventlog import (
@@ -40,6 +50,7 @@ _ENDS: Final = (WorkflowCompleted, WorkflowFailed, WorkflowCancelled)
 )
 @click.argument("file")
 @click.option("--keep", is_flag=True, help="Leave the embedded Postgres running after the end.")
+@http_option
 @common
 def dev_command(file: str, keep: bool, as_json: bool) -> None:
     """Run the App in FILE with everything it needs, and show its events as they happen. Ctrl-C ends all of it.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -63,6 +64,24 @@ def database_option(command: F) -> F:
         metavar="URL",
         help="Postgres to use  [default: REFOLD_DATABASE_URL, else the one in .refold/]",
     )(command)
+
+
+def http_option(command: F) -> F:
+    """Add `--http`, for commands that run an app whose connectors may serve HTTP: they read REFOLD_HTTP."""
+    return click.option(
+        "--http",
+        "http_address",
+        envvar="REFOLD_HTTP",
+        metavar="HOST:PORT",
+        expose_value=False,
+        callback=_set_http_address,
+        help="Serve the app's webhook endpoints there, under /hooks  [default: REFOLD_HTTP]",
+    )(command)
+
+
+def _set_http_address(_context: click.Context, _option: click.Parameter, address: str | None) -> None:
+    if address:
+        os.environ["REFOLD_HTTP"] = address
 
 
 def show_logs(*, terse: bool) -> None:

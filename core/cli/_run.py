@@ -18,6 +18,7 @@ from refold.core.cli._output import (
     common,
     cut,
     example,
+    http_option,
     parse_json,
     print_json,
     show_logs,
@@ -73,6 +74,7 @@ def _template(source: str, name: str) -> str:
     epilog=example("refold worker shop.py"),
 )
 @click.argument("file")
+@http_option
 @common
 def worker_command(file: str, as_json: bool) -> None:
     """Run the workflows and connectors of the App in FILE until SIGTERM or Ctrl-C.

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "skip": "test_commands.py",
     "kafka produce": "test_kafka_commands.py",
     "kafka positions": "test_kafka_commands.py",
+    "webhook send": "test_webhook_commands.py",
 }
 
 
