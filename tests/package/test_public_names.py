@@ -73,6 +73,7 @@ def test_the_face_has_these_names_and_no_others() -> None:
         "refold.core",
         "refold.core.cli",
         "refold.eventlog",
+        "refold.connectors.cron",
         "refold.connectors.kafka",
         "refold.connectors.slack",
         "refold.testing",
