@@ -158,4 +158,4 @@ def test_it_can_be_started_again(app: App, bolt: Bolt, slack: FakeSlack) -> None
         with app:
             slack.wait_connected()
             assert slack.send_envelope(slack.message(f"{number}")).result(30).delivered
-        wait_for(lambda: not slack._links, "the connection is closed")
+        wait_for(lambda: not slack.is_connected(), "the connection is closed")
