@@ -24,12 +24,9 @@ ELSEWHERE = {
     "skip": "test_commands.py",
     "kafka produce": "test_kafka_commands.py",
     "kafka positions": "test_kafka_commands.py",
-<<<<<<< HEAD
     "webhook send": "test_webhook_commands.py",
-=======
     **dict.fromkeys(("schedule next", "schedule pause", "schedule resume"), "test_schedule_commands.py"),
     **dict.fromkeys(("schedule trigger", "schedule backfill"), "test_schedule_commands.py"),
->>>>>>> 9e2bab2 (refold schedule: list, next, pause, resume, trigger, backfill)
 }
 
 
