@@ -22,13 +22,17 @@ class Mailbox:
     """Callbacks on their way to a loop from other threads; one wake-up for all that gathers until it looks.
 
     Waking a loop is a system call and a change of thread: at thousands of calls a second it would cost more than
-    the calls.
+    the calls. Where a whole flush is answered by callbacks of one loop, `sender`, not even the first wakes: it would
+    take the interpreter away from the others. The wake-up leaves when that loop has come round.
     """
 
-    __slots__ = ("_calls", "_loop", "_scheduled")
+    __slots__ = ("_calls", "_loop", "_scheduled", "_sender")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sender: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         self._loop = loop
+        self._sender = sender
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._scheduled = False
 
@@ -38,11 +42,21 @@ class Mailbox:
         # The loop clears the flag before it looks, so what is appended after a look finds it cleared.
         if not self._scheduled:
             self._scheduled = True
-            try:
-                self._loop.call_soon_threadsafe(self._open)
-            except RuntimeError:
-                self._scheduled = False
-                raise
+            if self._sender is not None and asyncio._get_running_loop() is self._sender:
+                self._sender.call_soon(self._wake_late)
+            else:
+                self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._open)
+        except RuntimeError:
+            self._scheduled = False
+            raise
+
+    def _wake_late(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left there to be told
+            self._wake()
 
     def _open(self) -> None:
         self._scheduled = False
@@ -99,7 +113,7 @@ class Engine:
         """Return the way back to another loop; called on that."""
         back = self._hosts.get(host)
         if back is None:
-            back = self._hosts[host] = Mailbox(host)
+            back = self._hosts[host] = Mailbox(host, self.loop)
         return back
 
     async def acall(self, coroutine: Coroutine[Any, Any, T]) -> T:

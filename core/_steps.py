@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Final, Protocol
 
 from refold.core._definitions import StepInfo, running_step
+from refold.core._engine import Mailbox
 from refold.core._errors import TimedOut
 from refold.core._failures import record_error
 from refold.core._resident import StepCall
@@ -127,6 +128,7 @@ class StepRunner:
         outcomes: Outcomes,
         engine: asyncio.AbstractEventLoop,
         steps_loop: Callable[[], asyncio.AbstractEventLoop],
+        mailbox_of: Callable[[asyncio.AbstractEventLoop], Mailbox],
         transaction: Callable[[StepCall], None],
         atransaction: Callable[[StepCall], Awaitable[None]],
         *,
@@ -136,12 +138,14 @@ class StepRunner:
         self._outcomes = outcomes
         self._engine = engine
         self._steps_loop = steps_loop
+        self._mailbox_of = mailbox_of
         self._grace = grace
         self._atransaction = atransaction
         self._transaction = transaction  # runs a transactional attempt in this thread, and records it
         self._pool = ThreadPool(threads, self._work, engine)
         self._back: deque[tuple[StepCall, bytes | None, BaseException | None]] = deque()
         self._collecting = False
+        self._gathering = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._timed_out: dict[tuple[str, int], StepCall] = {}
         self._behind: dict[tuple[str, int], StepCall] = {}
@@ -162,7 +166,7 @@ class StepRunner:
             else:
                 in_threads.append(call)
         if on_loop:
-            self._steps_loop().call_soon_threadsafe(self._start_tasks, on_loop)
+            self._mailbox_of(self._steps_loop()).post(self._start_tasks, on_loop)
         if in_threads:
             self._pool.submit(in_threads)
 
@@ -234,13 +238,24 @@ class StepRunner:
         except asyncio.CancelledError as error:
             if call.over or self._closed:
                 return
-            self._bring_back(call, None, error)  # the step cancelled itself
+            self._bring_back_soon(call, None, error)  # the step cancelled itself
         except BaseException as error:
-            self._bring_back(call, None, error)
+            self._bring_back_soon(call, None, error)
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 return
         else:
-            self._bring_back(call, encoded, None)
+            self._bring_back_soon(call, encoded, None)
+
+    def _bring_back_soon(self, call: StepCall, encoded: bytes | None, error: BaseException | None) -> None:
+        """Bring it back with those that end in the same round of the loop: the engine is woken once for all."""
+        self._back.append((call, encoded, error))
+        if not self._gathering:
+            self._gathering = True
+            asyncio.get_running_loop().call_soon(self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        self._wake_engine()
 
     async def _attempt(self, call: StepCall) -> bytes | None:
         step = call.command.step
@@ -255,13 +270,16 @@ class StepRunner:
 
     def _bring_back(self, call: StepCall, encoded: bytes | None, error: BaseException | None) -> None:
         self._back.append((call, encoded, error))
+        self._wake_engine()
+
+    def _wake_engine(self) -> None:
         # One wake-up for all that gathers until the engine looks. Set before the look, cleared by it first.
         if not self._collecting:
             self._collecting = True
             try:
                 self._engine.call_soon_threadsafe(self._collect)
             except RuntimeError:  # the engine is closed: take-over runs this step again
-                log.debug("step %s ended after its worker", call.command.step.name)
+                log.debug("steps ended after their worker")
 
     def _collect(self) -> None:
         self._collecting = False

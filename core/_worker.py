@@ -379,8 +379,8 @@ class _Term:
         worker.clock.refresh(flushed.log_time)
         self.transactional = TransactionalSteps(self.id, worker.url, worker.engine, self.executor, self)
         self.runner = StepRunner(
-            self.executor, self._loop, worker.steps_loop, self.transactional.run, self.transactional.arun,
-            threads=worker.threads,
+            self.executor, self._loop, worker.steps_loop, worker.engine.mailbox_of,
+            self.transactional.run, self.transactional.arun, threads=worker.threads,
         )  # fmt: skip
         self.listener = Listener(worker.url, ["refold_work", self.channel], self._heard, self._reconnected)
         self._loops = [
