@@ -31,77 +31,81 @@ from refold.eventlog._log import BEHIND, Append, NewEvent
 Session = Callable[[], psycopg.Connection[Any]]
 
 
-def test_of_one_key_one_is_due_at_a_time_and_in_order(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1))
-    shop.start(ordered("b", "k", 2), ordered("z", "other", 1))
-    shop.start(ordered("c", "k", 3))
-    assert shop.behind() == ["b", "c"]
-    assert shop.claim() == ["a", "z"]
-    assert shop.claim() == []
-    shop.end("a", "z")
-    assert shop.claim() == ["b"]
-    assert shop.claim() == []
-    shop.end("b")
-    assert shop.claim() == ["c"]
-    shop.end("c")
-    shop.start(ordered("d", "k", 4))
-    assert shop.claim() == ["d"], "an idle key begins anew"
+def test_of_one_key_one_is_due_at_a_time_and_in_order(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1))
+    orders.start(ordered("b", "k", 2), ordered("z", "other", 1))
+    orders.start(ordered("c", "k", 3))
+    assert orders.behind() == ["b", "c"]
+    assert orders.claim() == ["a", "z"]
+    assert orders.claim() == []
+    orders.end("a", "z")
+    assert orders.claim() == ["b"]
+    assert orders.claim() == []
+    orders.end("b")
+    assert orders.claim() == ["c"]
+    orders.end("c")
+    orders.start(ordered("d", "k", 4))
+    assert orders.claim() == ["d"], "an idle key begins anew"
 
 
-def test_a_chain_in_one_batch_is_a_chain_whatever_the_ids_sort_like(shop: Shop) -> None:
-    shop.start(ordered("c", "k", 1), ordered("b", "k", 2), ordered("a", "k", 3), ordered("x", "l", 7))
+def test_a_chain_in_one_batch_is_a_chain_whatever_the_ids_sort_like(orders: Shop) -> None:
+    orders.start(ordered("c", "k", 1), ordered("b", "k", 2), ordered("a", "k", 3), ordered("x", "l", 7))
     for id in ("c", "b", "a"):
-        assert [each for each in shop.claim() if each != "x"] == [id]
-        shop.end(id)
+        assert [each for each in orders.claim() if each != "x"] == [id]
+        orders.end(id)
 
 
-def test_the_first_of_a_key_is_in_the_starter_s_hands_at_once_and_the_others_in_nobody_s(shop: Shop) -> None:
-    flushed = shop.start(*(ordered(id, "k", no, owner="w1") for no, id in enumerate("abc")))
+def test_the_first_of_a_key_is_in_the_starter_s_hands_at_once_and_the_others_in_nobody_s(
+    orders: Shop,
+) -> None:
+    flushed = orders.start(*(ordered(id, "k", no, owner="w1") for no, id in enumerate("abc")))
     assert flushed.existing == {BEHIND + "b", BEHIND + "c"}
-    assert shop.log.rows("select workflow_id, owner, status from refold.workflows order by 1") == [
+    assert orders.log.rows("select workflow_id, owner, status from refold.workflows order by 1") == [
         ("a", "w1", "running"),
         ("b", None, "pending"),
         ("c", None, "pending"),
     ]
 
 
-def test_duplicates_take_no_place(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
-    shop.end("a")
-    again = shop.start(
+def test_duplicates_take_no_place(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    orders.end("a")
+    again = orders.start(
         ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2, owner="w1"), ordered("c", "k", 3)
     )
     assert again.existing == {"a", "b"}
-    assert shop.behind() == ["c"]
-    shop.claim()
-    shop.end("b")
-    again = shop.start(ordered("a", "k", 1), ordered("b", "k", 2), ordered("c", "k", 3), ordered("d", "k", 4))
-    assert (again.existing, shop.behind()) == ({"a", "b", "c"}, ["d"])
+    assert orders.behind() == ["c"]
+    orders.claim()
+    orders.end("b")
+    again = orders.start(
+        ordered("a", "k", 1), ordered("b", "k", 2), ordered("c", "k", 3), ordered("d", "k", 4)
+    )
+    assert (again.existing, orders.behind()) == ({"a", "b", "c"}, ["d"])
 
 
-def test_mail_does_not_bring_one_forward(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
-    shop.worker.flush(Append("@", messages=[message("b", "m")]))
-    assert (shop.claim(), "work" in shop.worker.tick()) == ([], False)
-    shop.park("a")
-    assert shop.status("b") == ["waiting"]
-    assert (shop.claim(), "work" in shop.worker.tick()) == ([], False)
-    shop.skip("a")
-    assert shop.claim() == ["b"]
+def test_mail_does_not_bring_one_forward(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    orders.worker.flush(Append("@", messages=[message("b", "m")]))
+    assert (orders.claim(), "work" in orders.worker.tick()) == ([], False)
+    orders.park("a")
+    assert orders.status("b") == ["waiting"]
+    assert (orders.claim(), "work" in orders.worker.tick()) == ([], False)
+    orders.skip("a")
+    assert orders.claim() == ["b"]
 
 
-def test_a_late_one_with_a_lower_number_is_next(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 5, owner="w1"), ordered("b", "k", 6))
-    shop.start(ordered("late", "k", 1))
-    assert shop.behind() == ["b", "late"]
-    shop.end("a")
-    assert shop.claim() == ["late"]
+def test_a_late_one_with_a_lower_number_is_next(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 5, owner="w1"), ordered("b", "k", 6))
+    orders.start(ordered("late", "k", 1))
+    assert orders.behind() == ["b", "late"]
+    orders.end("a")
+    assert orders.claim() == ["late"]
 
 
-def test_the_death_of_a_worker_changes_no_order(shop: Shop, make_worker: MakeWorker) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+def test_the_death_of_a_worker_changes_no_order(orders: Shop, make_worker: MakeWorker) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
     other = make_worker("w2")
-    other.declare_dead(shop.worker)
+    other.declare_dead(orders.worker)
     assert other.claim() == ["a"]
     assert other.claim() == []
 
@@ -109,86 +113,86 @@ def test_the_death_of_a_worker_changes_no_order(shop: Shop, make_worker: MakeWor
 # Parked ones, and what a person decides of them.
 
 
-def test_behind_a_parked_one_all_wait_and_do_not_count_as_runnable(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), *(ordered(f"b-{n}", "k", n) for n in range(2, 6)))
-    assert shop.runnable() == 5
-    shop.park("a")
-    assert shop.status("a", "b-2", "b-5") == ["parked", "waiting", "waiting"]
-    assert shop.runnable() == 0
-    shop.start(ordered("c", "k", 9), ordered("z", "other", 1))
-    assert shop.status("c", "z") == ["waiting", "pending"]
-    assert shop.claim() == ["z"], "another key goes on"
+def test_behind_a_parked_one_all_wait_and_do_not_count_as_runnable(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), *(ordered(f"b-{n}", "k", n) for n in range(2, 6)))
+    assert orders.runnable() == 5
+    orders.park("a")
+    assert orders.status("a", "b-2", "b-5") == ["parked", "waiting", "waiting"]
+    assert orders.runnable() == 0
+    orders.start(ordered("c", "k", 9), ordered("z", "other", 1))
+    assert orders.status("c", "z") == ["waiting", "pending"]
+    assert orders.claim() == ["z"], "another key goes on"
 
 
-def test_a_retried_one_runs_again_before_those_behind_it(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
-    shop.park("a")
-    assert shop.retry("a") is True
-    assert shop.status("a", "b") == ["pending", "pending"]
-    assert shop.claim() == ["a"]
-    assert shop.retry("a") is False, "it is not parked any more"
-    shop.end("a")
-    assert shop.claim() == ["b"]
+def test_a_retried_one_runs_again_before_those_behind_it(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    orders.park("a")
+    assert orders.retry("a") is True
+    assert orders.status("a", "b") == ["pending", "pending"]
+    assert orders.claim() == ["a"]
+    assert orders.retry("a") is False, "it is not parked any more"
+    orders.end("a")
+    assert orders.claim() == ["b"]
 
 
-def test_a_skipped_one_has_failed_and_the_next_goes_on(shop: Shop) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("c", "k", 3))
-    shop.worker.flush(Append("@", messages=[message("a", "m")]))
-    shop.park("a")
-    assert shop.skip("a") is True
-    assert shop.status("a", "b", "c") == ["failed", "pending", "pending"]
-    assert shop.log.one("select count(*) from refold.inbox") == 0
-    assert shop.claim() == ["b"]
+def test_a_skipped_one_has_failed_and_the_next_goes_on(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("c", "k", 3))
+    orders.worker.flush(Append("@", messages=[message("a", "m")]))
+    orders.park("a")
+    assert orders.skip("a") is True
+    assert orders.status("a", "b", "c") == ["failed", "pending", "pending"]
+    assert orders.log.one("select count(*) from refold.inbox") == 0
+    assert orders.claim() == ["b"]
 
 
-def test_a_decision_on_another_history_is_refused(shop: Shop, run: Run[Any]) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"))
-    shop.park("a")
+def test_a_decision_on_another_history_is_refused(orders: Shop, run: Run[Any]) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"))
+    orders.park("a")
     event = NewEvent(1, "Retried", BEGAN, encode_event(Retried()))
     with pytest.raises(StaleWriter, match="stream 'a' already has event 1"):
-        run(shop.reader.settle("a", event, "pending"))
-    assert shop.status("a") == ["parked"]
+        run(orders.reader.settle("a", event, "pending"))
+    assert orders.status("a") == ["parked"]
 
 
-def test_poison_at_the_start_parks_its_key_when_its_turn_comes(shop: Shop) -> None:
-    shop.start(
+def test_poison_at_the_start_parks_its_key_when_its_turn_comes(orders: Shop) -> None:
+    orders.start(
         ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("bad", "k", 3, poison=True),
         ordered("c", "k", 4),
     )  # fmt: skip
-    shop.start(ordered("d", "k", 5), ordered("worse", "l", 1, poison=True), ordered("e", "l", 2))
-    assert shop.log.types("bad") == ["WorkflowStarted", "Parked"]
-    assert shop.status("a", "b", "bad", "c", "d", "worse", "e") == [
+    orders.start(ordered("d", "k", 5), ordered("worse", "l", 1, poison=True), ordered("e", "l", 2))
+    assert orders.log.types("bad") == ["WorkflowStarted", "Parked"]
+    assert orders.status("a", "b", "bad", "c", "d", "worse", "e") == [
         *("running", "pending", "parked", "waiting", "waiting", "parked", "waiting"),
     ]
-    shop.end("a")
-    assert shop.claim() == ["b"]
-    shop.end("b")
-    assert shop.claim() == []
-    assert shop.behind() == ["c", "d", "e"]
-    shop.skip("bad")
-    assert (shop.status("c", "d"), shop.claim()) == (["pending", "pending"], ["c"])
+    orders.end("a")
+    assert orders.claim() == ["b"]
+    orders.end("b")
+    assert orders.claim() == []
+    assert orders.behind() == ["c", "d", "e"]
+    orders.skip("bad")
+    assert (orders.status("c", "d"), orders.claim()) == (["pending", "pending"], ["c"])
 
 
-def test_poison_that_a_person_settles_before_its_turn(shop: Shop) -> None:
-    shop.start(
+def test_poison_that_a_person_settles_before_its_turn(orders: Shop) -> None:
+    orders.start(
         ordered("a", "k", 1, owner="w1"), ordered("bad", "k", 2, poison=True), ordered("b", "k", 3),
         ordered("worse", "k", 4, poison=True), ordered("c", "k", 5),
     )  # fmt: skip
-    assert shop.retry("bad")
-    assert shop.status("a", "bad", "b", "c") == ["running", "pending", "pending", "waiting"]
-    assert shop.skip("worse")
-    assert shop.status("c") == ["pending"]
+    assert orders.retry("bad")
+    assert orders.status("a", "bad", "b", "c") == ["running", "pending", "pending", "waiting"]
+    assert orders.skip("worse")
+    assert orders.status("c") == ["pending"]
     for id in ("a", "bad", "b", "c"):
-        assert id == "a" or shop.claim() == [id]
-        shop.end(id)
+        assert id == "a" or orders.claim() == [id]
+        orders.end(id)
 
 
-def test_what_fails_at_the_start_without_parking_holds_nobody_up(shop: Shop) -> None:
-    shop.start(
+def test_what_fails_at_the_start_without_parking_holds_nobody_up(orders: Shop) -> None:
+    orders.start(
         ordered("bad", "k", 1, failed=True), ordered("a", "k", 2), ordered("worse", "k", 3, failed=True)
     )
-    assert shop.status("bad", "worse") == ["failed", "failed"]
-    assert shop.claim() == ["a"]
+    assert orders.status("bad", "worse") == ["failed", "failed"]
+    assert orders.claim() == ["a"]
 
 
 # Races, held open.
@@ -220,81 +224,81 @@ def _flush_in(session: psycopg.Connection[Any], append: Append) -> None:
 
 
 def test_a_start_that_meets_the_end_of_the_one_before_waits_and_then_is_the_first(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor
+    orders: Shop, session: Session, pool: ThreadPoolExecutor
 ) -> None:
-    shop.start(ordered("a", "k", 1))
+    orders.start(ordered("a", "k", 1))
     ending = session()
     _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
     starting = _in_thread(
-        pool, shop.log, lambda: shop.start(ordered("b", "k", 2)), "the start waits for the end"
+        pool, orders.log, lambda: orders.start(ordered("b", "k", 2)), "the start waits for the end"
     )
     ending.commit()
     starting.result(20)
-    assert (shop.behind(), shop.claim()) == ([], ["b"])
+    assert (orders.behind(), orders.claim()) == ([], ["b"])
 
 
 def test_an_end_that_meets_a_start_waits_and_then_makes_that_one_due(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor
+    orders: Shop, session: Session, pool: ThreadPoolExecutor
 ) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"))
+    orders.start(ordered("a", "k", 1, owner="w1"))
     starting = session()
     _flush_in(starting, Append("+", starts=[ordered("b", "k", 2)]))
-    ending = _in_thread(pool, shop.log, lambda: shop.end("a"), "the end waits for the start")
+    ending = _in_thread(pool, orders.log, lambda: orders.end("a"), "the end waits for the start")
     starting.commit()
     ending.result(20)
-    assert (shop.behind(), shop.claim()) == ([], ["b"])
+    assert (orders.behind(), orders.claim()) == ([], ["b"])
 
 
 def test_an_end_that_releases_the_next_while_a_start_waits(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor
+    orders: Shop, session: Session, pool: ThreadPoolExecutor
 ) -> None:
-    shop.start(ordered("a", "k", 1), ordered("b", "k", 2))
+    orders.start(ordered("a", "k", 1), ordered("b", "k", 2))
     ending = session()
     _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
     starting = _in_thread(
-        pool, shop.log, lambda: shop.start(ordered("c", "k", 3)), "the start waits for the end"
+        pool, orders.log, lambda: orders.start(ordered("c", "k", 3)), "the start waits for the end"
     )
     ending.commit()
     starting.result(20)
-    assert shop.behind() == ["c"]
+    assert orders.behind() == ["c"]
     for id in ("b", "c"):
-        assert shop.claim() == [id]
-        shop.end(id)
+        assert orders.claim() == [id]
+        orders.end(id)
 
 
 def test_a_park_that_meets_a_start_makes_it_wait_too(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor
+    orders: Shop, session: Session, pool: ThreadPoolExecutor
 ) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"))
+    orders.start(ordered("a", "k", 1, owner="w1"))
     starting = session()
     _flush_in(starting, Append("+", starts=[ordered("b", "k", 2)]))
-    parking = _in_thread(pool, shop.log, lambda: shop.park("a"), "the park waits for the start")
+    parking = _in_thread(pool, orders.log, lambda: orders.park("a"), "the park waits for the start")
     starting.commit()
     parking.result(20)
-    assert shop.status("b") == ["waiting"]
+    assert orders.status("b") == ["waiting"]
 
 
 @pytest.mark.parametrize("other", ["b", "a"], ids=["others", "the same again"])
 def test_two_hand_overs_that_begin_one_key_make_one_first(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor, other: str
+    orders: Shop, session: Session, pool: ThreadPoolExecutor, other: str
 ) -> None:
     first = session()
     _flush_in(first, Append("+", starts=[ordered("a", "k", 1)]))
     starts = [ordered(other, "k", 2 if other == "b" else 1), ordered("c", "k", 3)]
-    second = _in_thread(pool, shop.log, lambda: shop.start(*starts), "the second waits for the first")
+    second = _in_thread(pool, orders.log, lambda: orders.start(*starts), "the second waits for the first")
     first.commit()
     second.result(20)
-    assert shop.behind() == (["b", "c"] if other == "b" else ["c"])
+    assert orders.behind() == (["b", "c"] if other == "b" else ["c"])
     for id in ("a", "b", "c") if other == "b" else ("a", "c"):
-        assert shop.claim() == [id]
-        shop.end(id)
+        assert orders.claim() == [id]
+        orders.end(id)
 
 
 def test_a_first_that_a_start_holds_is_not_passed_over_by_claims_for_good(
-    shop: Shop, session: Session, make_worker: MakeWorker
+    orders: Shop, session: Session, make_worker: MakeWorker
 ) -> None:
     """A claim leaves locked rows alone. Whoever held the lock tells that there may be work after all."""
-    shop.start(ordered("a", "k", 1))
+    orders.start(ordered("a", "k", 1))
     listening = session()
     listening.autocommit = True
     listening.execute("listen refold_work")
@@ -302,27 +306,27 @@ def test_a_first_that_a_start_holds_is_not_passed_over_by_claims_for_good(
     _flush_in(
         starting, Append("+", starts=[ordered("b", "k", 2, owner="x")])
     )  # owned: itself no news for anybody
-    assert shop.claim() == []
+    assert orders.claim() == []
     starting.commit()
     assert [n.channel for n in listening.notifies(timeout=20, stop_after=1)] == ["refold_work"]
-    assert shop.claim() == ["a"]
+    assert orders.claim() == ["a"]
 
 
 def test_a_person_s_decision_meets_the_end_of_the_one_before(
-    shop: Shop, session: Session, pool: ThreadPoolExecutor
+    orders: Shop, session: Session, pool: ThreadPoolExecutor
 ) -> None:
     """The end would have made the skipped one the first."""
-    shop.start(ordered("a", "k", 1), ordered("bad", "k", 2, poison=True), ordered("c", "k", 3))
+    orders.start(ordered("a", "k", 1), ordered("bad", "k", 2, poison=True), ordered("c", "k", 3))
     ending = session()
     _flush_in(ending, Append("a", events=[completed(1)], head=end(1)))
-    skipping = _in_thread(pool, shop.log, lambda: shop.skip("bad"), "the decision waits for the end")
+    skipping = _in_thread(pool, orders.log, lambda: orders.skip("bad"), "the decision waits for the end")
     ending.commit()
     assert skipping.result(20) is True
-    assert shop.claim() == ["c"]
+    assert orders.claim() == ["c"]
 
 
 def test_hand_overs_ends_and_decisions_at_once_never_lock_each_other_out(
-    shop: Shop, make_worker: MakeWorker, log: Log, database_url: str
+    orders: Shop, make_worker: MakeWorker, log: Log, database_url: str
 ) -> None:
     """Every thread finishes; no deadlock was found by Postgres; and in the end everything has run, in order."""
     import asyncio
@@ -402,29 +406,33 @@ def _later(log: Log, hours: int) -> None:
     )
 
 
-def test_nothing_runs_before_its_time(shop: Shop, database_url: str) -> None:
-    soon = _now(shop.log) + 3_600_000_000
-    shop.start(
+def test_nothing_runs_before_its_time(orders: Shop, database_url: str) -> None:
+    soon = _now(orders.log) + 3_600_000_000
+    orders.start(
         ordered("a", "k", 1, not_before=soon),
         ordered("b", "l", 1, owner="w1"),
         ordered("c", "l", 2, not_before=soon),
     )
-    shop.worker.flush(Append("@", messages=[message("a", "m")]))
-    assert (shop.claim(), "work" in shop.worker.tick(), "next" in shop.worker.tick()) == ([], False, True)
-    shop.end("b")
-    assert shop.claim() == []
-    shop.begin_again()
-    assert shop.claim() == []
-    _later(shop.log, 2)
-    assert shop.claim() == ["a", "c"]
+    orders.worker.flush(Append("@", messages=[message("a", "m")]))
+    assert (orders.claim(), "work" in orders.worker.tick(), "next" in orders.worker.tick()) == (
+        [],
+        False,
+        True,
+    )
+    orders.end("b")
+    assert orders.claim() == []
+    orders.begin_again()
+    assert orders.claim() == []
+    _later(orders.log, 2)
+    assert orders.claim() == ["a", "c"]
 
 
-def test_a_start_for_later_tells_when_so_that_nobody_sleeps_past_it(shop: Shop, session: Session) -> None:
-    soon = _now(shop.log) + 3_600_000_000
+def test_a_start_for_later_tells_when_so_that_nobody_sleeps_past_it(orders: Shop, session: Session) -> None:
+    soon = _now(orders.log) + 3_600_000_000
     listening = session()
     listening.autocommit = True
     listening.execute("listen refold_work")
-    shop.start(ordered("a", "k", 1, not_before=soon, owner="w1"))
+    orders.start(ordered("a", "k", 1, not_before=soon, owner="w1"))
     told = [n.payload for n in listening.notifies(timeout=20, stop_after=1)]
     assert str(soon) in told
 
@@ -432,36 +440,36 @@ def test_a_start_for_later_tells_when_so_that_nobody_sleeps_past_it(shop: Shop, 
 # Projections.
 
 
-def test_a_rebuild_makes_the_same_order_again(shop: Shop, database_url: str, log: Log) -> None:
-    shop.start(*(ordered(f"a-{n}", "a", n, owner="w1") for n in range(3)))
-    shop.start(*(ordered(f"b-{n}", "b", n, owner="w1") for n in range(3)))
-    shop.start(*(ordered(f"c-{n}", "c", n, poison=n == 1) for n in range(4)))
-    shop.start(*(ordered(f"d-{n}", "d", n, poison=n == 0) for n in range(3)))
-    shop.end("a-0")
-    shop.park("b-0")
-    shop.start(ordered("e-5", "e", 5, owner="w1"))
-    shop.worker.flush(Append("e-5", events=[step_done(1)]))
-    shop.start(ordered("e-1", "e", 1))  # late; the one that has begun goes on first
+def test_a_rebuild_makes_the_same_order_again(orders: Shop, database_url: str, log: Log) -> None:
+    orders.start(*(ordered(f"a-{n}", "a", n, owner="w1") for n in range(3)))
+    orders.start(*(ordered(f"b-{n}", "b", n, owner="w1") for n in range(3)))
+    orders.start(*(ordered(f"c-{n}", "c", n, poison=n == 1) for n in range(4)))
+    orders.start(*(ordered(f"d-{n}", "d", n, poison=n == 0) for n in range(3)))
+    orders.end("a-0")
+    orders.park("b-0")
+    orders.start(ordered("e-5", "e", 5, owner="w1"))
+    orders.worker.flush(Append("e-5", events=[step_done(1)]))
+    orders.start(ordered("e-1", "e", 1))  # late; the one that has begun goes on first
     heads = "select workflow_id, status, behind, order_key, order_no, due_at is null from refold.workflows order by 1"
-    shop.start(*(ordered(f"f-{n}", "f", n, poison=n == 1) for n in range(3)))
-    shop.retry("f-1")  # it has more events than the one before it, and that one is first all the same
+    orders.start(*(ordered(f"f-{n}", "f", n, poison=n == 1) for n in range(3)))
+    orders.retry("f-1")  # it has more events than the one before it, and that one is first all the same
     log.rows(
         "update refold.workflows set owner = null, status = 'pending', due_at = created_at where owner = 'w1'"
     )
     before = log.rows(heads)
-    shop.begin_again()
+    orders.begin_again()
     assert log.rows(heads) == before
     assert [row[0] for row in before if not row[2]] == [
         *("a-0", "a-1", "b-0", "c-0", "d-0", "e-5", "f-0"),
     ]
 
 
-def test_a_deleted_history_leaves_no_place_in_the_order(shop: Shop, run: Run[Any]) -> None:
-    shop.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
-    shop.end("a")
-    assert run(shop.reader.delete("a")) is True
-    assert shop.start(ordered("a", "k", 1)).existing == {"a"}
-    assert shop.log.rows("select order_key, order_no from refold.workflows where workflow_id = 'a'") == [
+def test_a_deleted_history_leaves_no_place_in_the_order(orders: Shop, run: Run[Any]) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2))
+    orders.end("a")
+    assert run(orders.reader.delete("a")) is True
+    assert orders.start(ordered("a", "k", 1)).existing == {"a"}
+    assert orders.log.rows("select order_key, order_no from refold.workflows where workflow_id = 'a'") == [
         (None, None)
     ]
-    assert shop.claim() == ["b"]
+    assert orders.claim() == ["b"]

@@ -40,13 +40,13 @@ class Line:
 class Orders(RuleBasedStateMachine):
     """Few keys, one worker, and a model of them."""
 
-    shop: Shop  # given by the test
+    orders: Shop  # given by the test
 
     def __init__(self) -> None:
         super().__init__()
         self.lines = {key: Line() for key in KEYS}
         self.ran: list[str] = []
-        self.shop.log.rows("truncate refold.events, refold.inbox, refold.workflows")
+        self.orders.log.rows("truncate refold.events, refold.inbox, refold.workflows")
 
     def _all(self, status: str) -> list[tuple[str, str]]:
         return [(key, id) for key in KEYS for id, s in self.lines[key].open.items() if s == status]
@@ -80,13 +80,13 @@ class Orders(RuleBasedStateMachine):
                     kind, "pending"
                 )
         if starts:
-            self.shop.start(*starts)
+            self.orders.start(*starts)
 
     @rule()
     def claim(self) -> None:
         due = [next(iter(line.open.items())) for line in self.lines.values() if line.open]
         wanted = sorted(id for id, status in due if status == "pending")
-        assert self.shop.claim() == wanted
+        assert self.orders.claim() == wanted
         for id in wanted:
             self.lines[id[0]].open[id] = "running"
 
@@ -94,13 +94,13 @@ class Orders(RuleBasedStateMachine):
     @rule(data=st.data())
     def go_on(self, data: Any) -> None:
         _, id = data.draw(st.sampled_from(self._all("running")))
-        self.shop.worker.flush(Append(id, events=[step_done(self.shop.seq(id))]))
+        self.orders.worker.flush(Append(id, events=[step_done(self.orders.seq(id))]))
 
     @precondition(lambda self: self._all("running"))
     @rule(data=st.data())
     def end(self, data: Any) -> None:
         ended = data.draw(st.lists(st.sampled_from(self._all("running")), min_size=1, unique=True))
-        self.shop.end(*(id for _, id in ended))
+        self.orders.end(*(id for _, id in ended))
         for key, id in ended:
             del self.lines[key].open[id]
             self.ran.append(id)
@@ -109,51 +109,51 @@ class Orders(RuleBasedStateMachine):
     @rule(data=st.data())
     def park(self, data: Any) -> None:
         key, id = data.draw(st.sampled_from(self._all("running")))
-        self.shop.park(id)
+        self.orders.park(id)
         self.lines[key].open[id] = "parked"
 
     @precondition(lambda self: self._all("parked"))
     @rule(data=st.data())
     def retry(self, data: Any) -> None:
         key, id = data.draw(st.sampled_from(self._all("parked")))
-        assert self.shop.retry(id) is True
+        assert self.orders.retry(id) is True
         self.lines[key].open[id] = "pending"
 
     @precondition(lambda self: self._all("parked"))
     @rule(data=st.data())
     def skip(self, data: Any) -> None:
         key, id = data.draw(st.sampled_from(self._all("parked")))
-        assert self.shop.skip(id) is True
+        assert self.orders.skip(id) is True
         del self.lines[key].open[id]
 
     @rule()
     def lose_all_and_rebuild(self) -> None:
-        self.shop.begin_again()
+        self.orders.begin_again()
         for key, id in self._all("running"):
             self.lines[key].open[id] = "pending"
 
     @invariant()
     def heads_say_what_the_model_says(self) -> None:
         said = {id: status for line in self.lines.values() for id, status in line.statuses().items()}
-        rows = self.shop.log.rows(
+        rows = self.orders.log.rows(
             "select workflow_id, status, behind, due_at is not null from refold.workflows where finished_at is null"
         )
         assert {row[0]: row[1] for row in rows} == said
         firsts = {next(iter(line.open)) for line in self.lines.values() if line.open}
         assert {row[0] for row in rows if not row[2]} == firsts
         assert {row[0] for row in rows if row[3]} == {id for id in firsts if said[id] != "parked"}
-        assert self.shop.runnable() == sum(status in ("pending", "running") for status in said.values())
+        assert self.orders.runnable() == sum(status in ("pending", "running") for status in said.values())
 
     def teardown(self) -> None:
         """Bring all to an end: nobody was forgotten, and each key ran in order."""
-        assert compare_heads(self.shop.worker.url) == []
+        assert compare_heads(self.orders.worker.url) == []
         for _, id in self._all("parked"):
             self.skip_now(id)
         while any(line.open for line in self.lines.values()):
             self.claim()
             running = self._all("running")
             assert running, "somebody was forgotten"
-            self.shop.end(*(id for _, id in running))
+            self.orders.end(*(id for _, id in running))
             for key, id in running:
                 del self.lines[key].open[id]
                 self.ran.append(id)
@@ -162,15 +162,15 @@ class Orders(RuleBasedStateMachine):
             assert numbers == sorted(numbers)
 
     def skip_now(self, id: str) -> None:
-        assert self.shop.skip(id) is True
+        assert self.orders.skip(id) is True
         del self.lines[id[0]].open[id]
 
 
-def test_any_interleaving(shop: Shop) -> None:
+def test_any_interleaving(orders: Shop) -> None:
     class OnThisDatabase(Orders):
         pass
 
-    OnThisDatabase.shop = shop
+    OnThisDatabase.orders = orders
     run_state_machine_as_test(
         OnThisDatabase,
         settings=settings(
