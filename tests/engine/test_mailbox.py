@@ -2,12 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from typing import Any, TypeVarTuple
 
 import pytest
 
 from refold.core._engine import Mailbox
+
+_Ts = TypeVarTuple("_Ts")
 
 
 class Counted(asyncio.SelectorEventLoop):
@@ -19,9 +22,11 @@ class Counted(asyncio.SelectorEventLoop):
         self.thread = threading.Thread(target=self.run_forever, daemon=True)
         self.thread.start()
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, **kwargs: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         self.wakes += 1
-        return super().call_soon_threadsafe(callback, *args, **kwargs)
+        return super().call_soon_threadsafe(callback, *args, context=context)
 
     def end(self) -> None:
         super().call_soon_threadsafe(self.stop)
