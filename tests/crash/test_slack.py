@@ -45,7 +45,7 @@ class Play:
         if mode == "socket":
             self._environment["APP_TOKEN"] = APP_TOKEN
         slack.endpoint = f"http://127.0.0.1:{self._port}/slack/events"
-        self.deaths = 0
+        self.deaths = self.to_die = 0
         self.events: list[str] = []  # the first word of each event's text
         self.sent: list[Future[Sent]] = []
         self.commands: dict[str, Future[Sent]] = {}
@@ -60,6 +60,8 @@ class Play:
     def round(self, chance: random.Random, point: str | None, *, events: int = EVENTS) -> None:
         """Send events (some of them twice, in any order) and commands, with one death among them."""
         wait_for(self._is_up, "the program takes what Slack sends")
+        self.slack.hold_retries()
+        self.to_die += point is not None
         texts = [
             f"{kind}{len(self.events) + n}"
             for n, kind in enumerate(chance.choices(("workflow", "bolt"), k=events))
@@ -101,7 +103,12 @@ class Play:
 
     def _is_delivered(self) -> bool:
         self.revive()
-        return all(future.done() for future in [*self.sent, *self.commands.values()])
+        # Slack's second and third retry come minutes later: whoever died is up again then.
+        if self.deaths == self.to_die and self._is_up():
+            self.slack.release_retries()
+        return self.deaths == self.to_die and all(
+            future.done() for future in [*self.sent, *self.commands.values()]
+        )
 
     def revive(self) -> None:
         if not self.program.running:
