@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 import refold
-from refold.connectors import kafka, webhook
+from refold.connectors import kafka, slack, webhook
 from refold.core.cli._main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,18 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "max_in_memory": "How many bytes of bodies there may be in memory at once.",
         "openapi": "Serve a description at /openapi.json.",
     },
+    "refold.connectors.slack.mount": {
+        "app": "The refold app.",
+        "bolt": "The slack-bolt app, `App` or `AsyncApp`. Its listeners now run to their end before it answers.",
+        "name": "The mount's identity: what `refold list` calls its workflows, and its part of the path when there are "
+        "several.",
+        "path": "Where `refold dev` serves it.",
+        "signing_secret": "One secret or several, while they are rotated; default: bolt's.",
+        "app_token": "Use Socket Mode as well, with this token (`xapp-...`).",
+        "retries": "How often the step with bolt's listeners is tried again when one failed.",
+        "own_events": "Take the events of this app's own bot, too.",
+        "max_body": "How many bytes a request may have.",
+    },
 }
 
 SECTIONS: dict[str, Callable[..., Any]] = {
@@ -120,6 +132,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "refold.connectors.webhook.post": webhook.post,
     "refold.connectors.webhook.signal": webhook.signal,
     "refold.connectors.webhook.asgi": webhook.asgi,
+    "refold.connectors.slack.mount": slack.mount,
 }
 
 

@@ -138,7 +138,7 @@ class SlackApp:
         self.bolt = bolt
         self._app = app
         self._app_token = app_token
-        self._has_endpoint = bool(secrets)
+        self.takes_requests = bool(secrets)
         self._calls = Calls(bolt, is_async=not isinstance(bolt, Bolt))
         self.client = Client(self._calls)
         self.aclient = AsyncClient(self._calls)
@@ -422,7 +422,7 @@ class SlackApp:
             f"{self.name}: {handler.label} starts {handler.workflow.name}"
             for handler in self._intake.handlers
         ]
-        ways = [f"HTTP under {self.mount_path}"] * self._has_endpoint + ["Socket Mode"] * bool(
+        ways = [f"HTTP under {self.mount_path}"] * self.takes_requests + ["Socket Mode"] * bool(
             self._app_token
         )
         return [*lines, f"{self.name}: bolt's listeners get the rest, by {' and '.join(ways)}"]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.slack import APP_TOKEN, TOKEN, FakeSlack
 from fixtures.stage import EXAMPLES, Stage
 from fixtures.workers import wait_for
 from refold.connectors import kafka
+from refold.connectors import slack as slack_connector
 from refold.connectors._devbroker import DevBroker
 
 pytestmark = pytest.mark.timeout(180)
@@ -22,6 +24,7 @@ def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
     programs = sorted(path for path in EXAMPLES.glob("*/*.py") if path.parent.name != "demo")
     tested = Path(__file__).read_text()
     assert [path.parent.name for path in programs] == [
+        "approval_in_slack",
         "orders_from_kafka",
         "outage",
         "refund_with_approval",
@@ -180,3 +183,35 @@ def _booked(stage: Stage) -> int:
     if stage.log.one("select to_regclass('bookings')") is None:
         return 0
     return int(stage.log.one("select count(*) from bookings"))
+
+
+@pytest.mark.parametrize("stage", ["approval_in_slack/refunds.py"], indirect=True)
+@pytest.mark.parametrize(
+    ("label", "result", "said"),
+    [
+        ("Approve", "paid 99.00 for o-1", ["paid 99.00 for o-1, approved by <@U7>"]),
+        ("Reject", "refused by U7", []),
+    ],
+)
+def test_a_refund_is_approved_in_slack_though_the_worker_is_killed_while_people_think(
+    stage: Stage, slack: FakeSlack, label: str, result: str, said: list[str]
+) -> None:
+    environment = {"SLACK_API_URL": slack.api, "SLACK_BOT_TOKEN": TOKEN, "SLACK_APP_TOKEN": APP_TOKEN}
+    worker = stage.worker(**environment)
+    slack.wait_connected()
+    command = slack.command("/refund", "o-1 99.00")
+    sent = slack.send_envelope(command).result(30)
+    assert json.loads(sent.body) == {"text": "Asking whether o-1 99.00 may be paid back."}
+    refund = slack_connector.workflow_id("command", command)
+    stage.log.wait_status(refund, "waiting")
+    worker.kill()
+    wait_for(lambda: not slack.is_connected(), "the connection is gone")
+    stage.worker(**environment)
+    slack.wait_connected()
+    [question] = slack.called("chat.postMessage")
+    for _ in range(2):  # impatient
+        assert slack.send_envelope(slack.click_on(question, label, user="U7")).result(30).delivered
+    assert stage.result(refund) == result
+    assert [call["text"] for call in slack.called("chat.postMessage")][1:] == said
+    [closed] = slack.called("chat.update")
+    assert closed["text"].endswith(f"*{label}*, by <@U7>")
