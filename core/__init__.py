@@ -28,6 +28,7 @@ from refold.core._errors import (
 )
 from refold.core._failures import record_error
 from refold.core._handle import WorkflowHandle
+from refold.core._ids import check_id
 from refold.core._sample import sample
 from refold.core._source import (
     Accepted,
@@ -41,7 +42,16 @@ from refold.core._source import (
     Start,
     join_id,
 )
-from refold.eventlog import GapFound, PositionMoved, Recorded, RecordedError, SourcePosition
+from refold.eventlog import (
+    GapFound,
+    Parked,
+    ParkedWorkflow,
+    PositionMoved,
+    Recorded,
+    RecordedError,
+    SourcePosition,
+    WorkflowStarted,
+)
 
 __all__ = [
     "Accepted",
@@ -66,6 +76,8 @@ __all__ = [
     "Note",
     "Order",
     "Page",
+    "Parked",
+    "ParkedWorkflow",
     "PositionMoved",
     "Recorded",
     "RecordedError",
@@ -89,8 +101,10 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowNotParked",
     "WorkflowSkipped",
+    "WorkflowStarted",
     "WrongCall",
     "arecv",
+    "check_id",
     "join_id",
     "record_error",
     "recv",

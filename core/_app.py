@@ -29,7 +29,7 @@ from refold.core._source import Accepted, Cancel, HandedOver, Lane, Move, Send, 
 from refold.core._worker import CAPACITY, SHUTDOWN_GRACE, Observer, Worker
 from refold.eventlog import DatabaseUnreachable, EmbeddedServer, check, embedded_postgres
 from refold.eventlog._events import Recorded
-from refold.eventlog._read import SourcePosition
+from refold.eventlog._read import ParkedWorkflow, SourcePosition
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -635,6 +635,38 @@ class App:
 
     async def _log_now(self) -> int:
         return await self._client_now().log_now()
+
+    def parked(
+        self, prefix: str = "", *, limit: int = 100, after: ParkedWorkflow | None = None
+    ) -> builtins.list[ParkedWorkflow]:
+        """Return the workflows of orders whose key begins with `prefix` that were set aside, by key and place.
+
+        At most `limit`; `after` is the last one of the page before. `retry` and `skip` settle them.
+        """
+        call = self._parked(prefix, limit, after)
+        return self._call(call, "app.parked(...)", "await app.aparked(...)")
+
+    async def aparked(
+        self, prefix: str = "", *, limit: int = 100, after: ParkedWorkflow | None = None
+    ) -> builtins.list[ParkedWorkflow]:
+        """Do what `parked` does, from async code."""
+        return await self._acall(self._parked(prefix, limit, after))
+
+    async def _parked(
+        self, prefix: str, limit: int, after: ParkedWorkflow | None
+    ) -> builtins.list[ParkedWorkflow]:
+        return [*await self._client_now().parked(prefix, limit, after)]
+
+    def runnable(self, label: str, *, limit: int = 10_000) -> builtins.list[str]:
+        """Return the IDs of the unfinished workflows of `label` that don't wait for something, up to `limit`."""
+        return self._call(self._runnable(label, limit), "app.runnable(...)", "await app.arunnable(...)")
+
+    async def arunnable(self, label: str, *, limit: int = 10_000) -> builtins.list[str]:
+        """Do what `runnable` does, from async code."""
+        return await self._acall(self._runnable(label, limit))
+
+    async def _runnable(self, label: str, limit: int) -> builtins.list[str]:
+        return [*await self._client_now().runnable_ids(label, limit)]
 
     def positions(self, prefix: str = "") -> builtins.list[SourcePosition]:
         """Return how far each source whose name begins with `prefix` was handed over."""

@@ -44,7 +44,7 @@ from refold.eventlog._events import (
 )
 from refold.eventlog._listen import Listener
 from refold.eventlog._log import Append, Message, NewWorkflow, is_about_a_row, write_unfenced
-from refold.eventlog._read import Head, Reader, SourcePosition
+from refold.eventlog._read import Head, ParkedWorkflow, Reader, SourcePosition
 
 T = TypeVar("T")
 
@@ -346,6 +346,14 @@ class Client:
         if head.status == "deleted":
             raise WorkflowDeleted(workflow_id)
         raise WorkflowEnded(workflow_id, head.status, "only a workflow that has ended can be deleted")
+
+    async def parked(self, prefix: str, limit: int, after: ParkedWorkflow | None) -> Sequence[ParkedWorkflow]:
+        """Return the parked workflows of orders whose key begins with `prefix`, after one."""
+        return await self.reader.parked(prefix, limit, after)
+
+    async def runnable_ids(self, label: str, limit: int) -> Sequence[str]:
+        """Return the IDs of the unfinished workflows of `label` that do not wait, up to `limit`."""
+        return await self.reader.runnable_ids(label, limit)
 
     async def positions(self, prefix: str) -> Sequence[SourcePosition]:
         """Return how far sources were handed over."""

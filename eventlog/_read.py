@@ -16,7 +16,9 @@ from refold.eventlog._events import (
     Event,
     IdentitySealed,
     MessageReceived,
+    Parked,
     Recorded,
+    RecordedError,
     WorkflowStarted,
     decode_event,
     encode_event,
@@ -73,6 +75,21 @@ class SourcePosition(msgspec.Struct, frozen=True):
     position: bytes | None
     label: str = ""
     at: int = 0
+
+
+class ParkedWorkflow(msgspec.Struct, frozen=True):
+    """A workflow of an order that was set aside, by event `seq` at `at`; `waiting` others of it are behind."""
+
+    id: str
+    name: str
+    label: str
+    order_key: str
+    order_no: int
+    seq: int
+    at: int
+    reason: str
+    error: RecordedError | None
+    waiting: int
 
 
 _HEAD: Final[LiteralString] = """
@@ -143,6 +160,24 @@ _IN_FLIGHT: Final[LiteralString] = """
 _RUNNABLE: Final[LiteralString] = """
     select count(*) from (
         select from refold.workflows where source = %s and status in ('pending', 'running') limit %s) w
+"""
+
+_RUNNABLE_IDS: Final[LiteralString] = """
+    select workflow_id from refold.workflows where source = %s and status in ('pending', 'running') limit %s
+"""
+
+# Those of an order that were set aside, in order, after one; each with the last event that parked it.
+_PARKED: Final[LiteralString] = """
+    select w.workflow_id, w.name, coalesce(w.source, ''), w.order_key, w.order_no, p.seq, p.at, p.body, b.waiting
+      from refold.workflows w, lateral (
+           select e.seq, e.at, e.body from refold.events e
+            where e.workflow_id = w.workflow_id and e.type = 'Parked' order by e.seq desc limit 1) p, lateral (
+           select count(*) as waiting from refold.workflows n
+            where n.order_key = w.order_key and n.order_key is not null and n.behind
+              and (n.order_no, n.workflow_id) > (w.order_no, w.workflow_id)) b
+     where w.order_key is not null and w.status = 'parked' and w.order_key >= %s and w.order_key < %s
+       and (w.order_key, w.order_no, w.workflow_id) > (%s, %s, %s)
+     order by w.order_key, w.order_no, w.workflow_id limit %s
 """
 
 _DELETE: Final[LiteralString] = """
@@ -296,6 +331,25 @@ class Reader:
         found: dict[str, dict[str, int]] = {}
         for source, status, count in await self.rows(_IN_FLIGHT, prefix):
             found.setdefault(source, {})[status] = count
+        return found
+
+    async def runnable_ids(self, source: str, limit: int) -> list[str]:
+        """Return the IDs of the unfinished workflows of a source that do not wait, up to `limit`."""
+        return [row[0] for row in await self.rows(_RUNNABLE_IDS, source, limit)]
+
+    async def parked(
+        self, prefix: str, limit: int, after: "ParkedWorkflow | None" = None
+    ) -> list["ParkedWorkflow"]:
+        """Return the parked workflows of the orders whose key begins with `prefix`, by key and place, after one."""
+        place = ("", -1, "") if after is None else (after.order_key, after.order_no, after.id)
+        found = []
+        for id, name, label, key, no, seq, at, body, waiting in await self.rows(
+            _PARKED, prefix, f"{prefix}\U0010ffff", *place, limit
+        ):
+            event = decode_event(body)
+            if isinstance(event, Parked):
+                reason, error = event.reason, event.error
+                found.append(ParkedWorkflow(id, name, label, key, no, seq, at, reason, error, waiting))
         return found
 
     async def recent_ids(self) -> list[str]:
