@@ -12,8 +12,16 @@ except ImportError as exc:
         "refold.connectors.kafka needs its client library: pip install 'refold[kafka]'"
     ) from exc
 
-from refold.connectors.kafka._consumer import ConsumerPosition, KafkaConsumer, consumer, describe_position
-from refold.connectors.kafka._identity import source_prefix, workflow_id
+from refold.connectors.kafka._consumer import (
+    ConsumerPosition,
+    KafkaConsumer,
+    ParkedRecord,
+    describe_parked,
+    describe_position,
+    partition_ends,
+)
+from refold.connectors.kafka._declare import consumer, signal
+from refold.connectors.kafka._identity import Place, is_order_of, place_of, source_prefix, workflow_id
 from refold.connectors.kafka._message import Message
 from refold.connectors.kafka._produce import (
     BrokerUnreachable,
@@ -30,12 +38,16 @@ from refold.connectors.kafka._publish import (
     message_id,
     publish,
 )
+from refold.connectors.kafka._settings import Ordering
 
 __all__ = [
     "BrokerUnreachable",
     "ConsumerPosition",
     "KafkaConsumer",
     "Message",
+    "Ordering",
+    "ParkedRecord",
+    "Place",
     "ProduceRefused",
     "Produced",
     "Producer",
@@ -44,10 +56,15 @@ __all__ = [
     "TopicMissing",
     "apublish",
     "consumer",
+    "describe_parked",
     "describe_position",
+    "is_order_of",
     "message_id",
+    "partition_ends",
+    "place_of",
     "produce",
     "publish",
+    "signal",
     "source_prefix",
     "workflow_id",
 ]

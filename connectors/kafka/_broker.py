@@ -132,6 +132,10 @@ class Lookup:
         low = self._offsets([key], OffsetSpec.earliest())[key]
         return low, self._offsets([key], OffsetSpec.latest())[key]
 
+    def last_offsets(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Return the offset that comes next in each partition."""
+        return self._offsets(partitions, OffsetSpec.latest())
+
     def _offsets(self, partitions: Sequence[tuple[str, int]], spec: Any) -> dict[tuple[str, int], int]:
         if not partitions:
             return {}

@@ -98,9 +98,9 @@ def consumer_config(bootstrap: str, group: str, config: Mapping[str, Any], clust
     }
 
 
-def admin_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the admin client that goes with a consumer: how to connect, nothing else."""
-    connecting = {
+def connection_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a consumer's `config` says how to connect: what another client beside it needs as well."""
+    return {
         key: value
         for key, value in config.items()
         if key.startswith(
@@ -108,7 +108,11 @@ def admin_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
         )
         or key in ("oauth_cb", "api.version.request", "enable.sasl.oauthbearer.unsecure.jwt")
     }
-    return {"client.id": "refold", **connecting, "bootstrap.servers": bootstrap}
+
+
+def admin_config(bootstrap: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the admin client that goes with a consumer: how to connect, nothing else."""
+    return {"client.id": "refold", **connection_config(config), "bootstrap.servers": bootstrap}
 
 
 # Keys of a producer that would break what `publish` promises, and what to do instead.

@@ -1,111 +1,41 @@
-"""`@kafka.consumer`: what is declared over a workflow, and the thread that does it while the worker runs."""
+"""A consumer as the connector that its app starts and stops: a thread that makes clients and reads with them."""
 
 import logging
 import shlex
 import threading
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 from confluent_kafka import KafkaException
 
-from refold.connectors.kafka._broker import Lookup, SaidOnce, Start
-from refold.connectors.kafka._config import admin_config, check_config, resolve_bootstrap
-from refold.connectors.kafka._identity import check_consumer_name, source_prefix
-from refold.connectors.kafka._message import message_parameter
+from refold.connectors.kafka._broker import Lookup, SaidOnce
+from refold.connectors.kafka._config import admin_config, resolve_bootstrap
+from refold.connectors.kafka._dead_letters import DeadLetters
+from refold.connectors.kafka._identity import Place, place_of, shown_key, source_prefix
 from refold.connectors.kafka._position import decode_position
+from refold.connectors.kafka._produce import BrokerUnreachable
 from refold.connectors.kafka._reader import Reader
 from refold.connectors.kafka._settings import Settings
-from refold.core import App, DefinitionRefused, Lane, SourcePosition, SourceReport, Workflow, sample
+from refold.core import App, Lane, ParkedWorkflow, SourcePosition, SourceReport, sample
 
 log: Final = logging.getLogger("refold.kafka")
-W = TypeVar("W", bound=Workflow[..., Any])
 
 _RETRY: Final = 1.0
 _LOOK_TIMEOUT: Final = 1.0  # a stop waits that long for brokers that don't answer
 _LAST_HAND_OVER: Final = 2.0
 
 
-def consumer(
-    *topics: str,
-    name: str | None = None,
-    group: str | None = None,
-    bootstrap_servers: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    start: Start = "earliest",
-    batch_size: int = 500,
-    max_in_flight: int = 10_000,
-    dedup: str | None = None,
-) -> Callable[[W], W]:
-    """Have every record of `topics` start one run of the workflow below, ever.
-
-    The workflow takes one `kafka.Message[T]`. `name` (default: the workflow's) is the consumer's identity, in the
-    IDs of its workflows and in its positions: keep it, and a renamed group, function or module runs nothing
-    again. `group` is Kafka's consumer group, by default called like the consumer. `bootstrap_servers` is by
-    default what `REFOLD_KAFKA_BOOTSTRAP` says when the worker starts. `config` goes to librdkafka as it is,
-    without the keys that would break the promise. `start` says where a consumer begins whose name is new to a
-    topic: "earliest", "latest", or an aware datetime. At most `batch_size` records are handed over in one
-    transaction; at about `max_in_flight` runnable workflows (those that wait for something don't count) the
-    topics are paused. `dedup` names a header whose value is a record's identity: of all records of a topic with
-    the same value only the first starts a workflow ("refold-id" for what workflows publish); one without it is
-    itself, as ever.
-
-    Raises DefinitionRefused for a declaration that cannot work.
-    """
-    where = f"kafka.consumer({', '.join(map(repr, topics))})"
-    settings = dict(config or {})
-    _check_topics(where, topics)
-    _check_start(where, start)
-    check_config(where, settings)
-    for option, value in (("batch_size", batch_size), ("max_in_flight", max_in_flight)):
-        if value < 1:
-            raise DefinitionRefused(where, f"{option}={value}", "Give 1 or more.")
-
-    def decorate(workflow: W) -> W:
-        if not isinstance(workflow, Workflow):
-            raise DefinitionRefused(
-                where,
-                f"it sits on {getattr(workflow, '__qualname__', workflow)!r}, which is no workflow",
-                "Put @app.workflow below it, directly above the function.",
-            )
-        called = name or workflow.name
-        check_consumer_name(called)
-        declared = KafkaConsumer(
-            Settings(
-                workflow=workflow,
-                codec=message_parameter(workflow.name, workflow.parameters),
-                topics=topics,
-                name=called,
-                group=group or called,
-                config=settings,
-                start=start,
-                batch_size=batch_size,
-                max_in_flight=max_in_flight,
-                dedup=dedup,
-            ),
-            bootstrap_servers,
-        )
-        app = cast(App, workflow.app)
-        if any(isinstance(other, KafkaConsumer) and other.name == called for other in app.connectors):
-            raise DefinitionRefused(
-                where,
-                f"app {app.name!r} has a consumer called {called!r} already",
-                "Give one of them another name=: it is part of the IDs of the workflows.",
-            )
-        app.connect(declared)
-        return workflow
-
-    return decorate
-
-
 class KafkaConsumer:
     """A declared consumer: the connector that its app starts and stops."""
 
-    kind: str = "consumer"
-
-    def __init__(self, settings: Settings, bootstrap_servers: str | None) -> None:
+    def __init__(
+        self, settings: Settings, bootstrap_servers: str | None, dead_letters: DeadLetters | None = None
+    ) -> None:
         self.settings = settings
+        self.kind = "consumer" if settings.signal is None else "signal"
+        self._dead_letters = dead_letters
         self.name = settings.name
         self.topics = settings.topics
         self.value_type = settings.codec.type
@@ -150,10 +80,14 @@ class KafkaConsumer:
             daemon=True,
         )
         self._thread.start()
+        if self._dead_letters is not None:
+            self._dead_letters.start()
 
     def stop(self) -> None:
         """Stop reading; on return what was being handed over is, and the group has been left."""
         self._stopping.set()
+        if self._dead_letters is not None:
+            self._dead_letters.stop()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -163,18 +97,38 @@ class KafkaConsumer:
         line = f"{self.name}: topic {', '.join(self.topics)}"
         if self.settings.group != self.name:
             line += f", group {self.settings.group}"
+        if self.settings.signal is not None:
+            line += f", messages for {self.settings.signal.workflow}"
+        if self.settings.ordering != "none":
+            line += f", in order by {self.settings.ordering}"
+        if self.settings.dead_letter is not None:
+            line += f", dead letters to {self.settings.dead_letter}"
         return [f"{line}, {self._progress()}"]
 
     def report(self) -> list[SourceReport]:
-        """Return one line for each partition that has a position."""
+        """Return one line for each partition that has a position. The lag is as of what was fetched last."""
         if self._app is None:
             return []
         found = []
+        reader = self._reader
+        ends = {} if reader is None else reader.ends()
+        places = map(place_of, self._app.runnable(self.name, limit=self.settings.max_in_flight))
+        runnable = Counter((place.topic, place.partition) for place in places if place is not None)
         for at in self._app.positions(source_prefix(self.name)):
             position = describe_position(at)
             if position is not None:
                 text = f"{position.topic}[{position.partition}], next offset {position.next_offset}"
-                found.append(SourceReport(at.source, self.name, text, paused=self.is_paused()))
+                key = (position.topic, position.partition)
+                found.append(
+                    SourceReport(
+                        at.source,
+                        self.name,
+                        text,
+                        lag=max(ends[key] - position.next_offset, 0) if key in ends else None,
+                        in_flight=runnable[key],
+                        paused=self.is_paused(),
+                    )
+                )
         return found
 
     def try_next(self) -> list[str]:
@@ -256,20 +210,55 @@ def describe_position(at: SourcePosition) -> ConsumerPosition | None:
     return ConsumerPosition(name, cluster, topic, int(partition), position.next_offset, position.topic_id)
 
 
-def _check_topics(where: str, topics: tuple[str, ...]) -> None:
-    if not topics or not all(isinstance(topic, str) and topic for topic in topics):
-        raise DefinitionRefused(
-            where,
-            "no topic is named",
-            'Write @kafka.consumer("orders"), or several names, or a pattern: "^orders[.].*".',
-        )
+class ParkedRecord(msgspec.Struct, frozen=True):
+    """A record that was set aside, for people. `waiting` records of its order are behind it; `parked_at` in us.
+
+    `key` is the record's where the order is that of a key; "#" and a hash stand for a long one.
+    """
+
+    workflow: str
+    consumer: str
+    topic: str
+    partition: int
+    offset: int
+    key: str | None
+    waiting: int
+    error: str
+    parked_at: int
 
 
-def _check_start(where: str, start: object) -> None:
-    if isinstance(start, datetime):
-        if start.tzinfo is None:
-            raise DefinitionRefused(
-                where, "start= is a time without a zone", "Write datetime(..., tzinfo=UTC)."
-            )
-    elif start not in ("earliest", "latest"):
-        raise DefinitionRefused(where, f"start={start!r}", 'Use "earliest", "latest", or an aware datetime.')
+def describe_parked(parked: ParkedWorkflow) -> ParkedRecord:
+    """Return what is known of a parked record."""
+    place = place_of(parked.id) or Place(parked.label, "", "", 0, parked.order_no)
+    error = parked.error
+    return ParkedRecord(
+        workflow=parked.id,
+        consumer=place.consumer,
+        topic=place.topic,
+        partition=place.partition,
+        offset=place.offset,
+        key=shown_key(parked.order_key),
+        waiting=parked.waiting,
+        error=parked.reason if error is None else f"{error.qualname}: {error.message}",
+        parked_at=parked.at,
+    )
+
+
+def partition_ends(
+    bootstrap: str, config: Mapping[str, Any], positions: Sequence[ConsumerPosition], timeout: float
+) -> dict[tuple[str, int], int]:
+    """Return the offset that comes next in the partition of each position that is in the cluster at `bootstrap`.
+
+    Raises BrokerUnreachable.
+    """
+    try:
+        lookup = Lookup(admin_config(bootstrap, config), timeout=timeout)
+        metadata = lookup.metadata(sorted({at.topic for at in positions}))
+        there = [
+            (at.topic, at.partition)
+            for at in positions
+            if at.cluster == metadata.cluster and at.partition < metadata.partitions.get(at.topic, 0)
+        ]
+        return lookup.last_offsets(there)
+    except KafkaException as exc:
+        raise BrokerUnreachable(bootstrap, exc.args[0].str()) from exc

@@ -6,8 +6,8 @@ and what it holds then are other records.
 """
 
 import hashlib
-from typing import Final
-from urllib.parse import quote
+from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from refold.core import DefinitionRefused
 
@@ -73,6 +73,36 @@ def order_key(
     if not by_key:
         return base
     return f"{base}:" if key is None else f"{base}:={_bounded(key, _KEY_MAX)}"
+
+
+class Place(NamedTuple):
+    """Where a record is, as its workflow's ID tells."""
+
+    consumer: str
+    cluster: str
+    topic: str
+    partition: int
+    offset: int
+
+
+def place_of(id: str) -> Place | None:
+    """Return the place in the ID of a record's workflow; None when the ID holds none, or is no record's."""
+    parts = id.split(":")
+    if len(parts) != 7 or parts[0] != "kafka" or not (parts[5].isdigit() and parts[6].isdigit()):
+        return None
+    consumer, cluster, topic = (unquote(part) for part in parts[1:4])
+    return Place(consumer, cluster, topic, int(parts[5]), int(parts[6]))
+
+
+def shown_key(order: str) -> str | None:
+    """Return the record key in an order's key, for people; None when the order is not that of one."""
+    _, found, key = order.rpartition(":=")
+    return unquote(key, errors="backslashreplace") if found else None
+
+
+def is_order_of(order: str, key: bytes) -> bool:
+    """Say whether an order's key is that of the records with this key, in whatever partition."""
+    return order.endswith(f":={_bounded(key, _KEY_MAX)}")
 
 
 def source_name(*, consumer: str, cluster: str, topic: str, partition: int) -> str:

@@ -41,7 +41,7 @@ _REFUSALS: Final = frozenset(
         KafkaError._INVALID_ARG,
     }
 )
-TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+_TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 
 class PublishRefused(RefoldError):
@@ -50,6 +50,11 @@ class PublishRefused(RefoldError):
     def __init__(self, topic: str, reason: str, code: int) -> None:
         super().__init__(topic, reason, code)
         self.topic, self.reason, self.code = topic, reason, code
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it is the record itself that cannot be taken, whatever is done about topic and rights."""
+        return self.code in _TOO_LARGE
 
     def __str__(self) -> str:
         return (
@@ -91,7 +96,33 @@ class Outgoing(msgspec.Struct, frozen=True, omit_defaults=True):
         return None if self.key is None else _from_text(self.key, self.key_form)
 
 
-class Producer:
+class Sender:
+    """Produces records with one client per process, at the brokers that it is given or that the environment names."""
+
+    def __init__(self, name: str, bootstrap_servers: str | None, config: Mapping[str, Any]) -> None:
+        self.name = name
+        self.settings: Final = (bootstrap_servers, dict(config))
+
+    async def send(self, outgoing: Outgoing) -> Published:
+        """Produce one record with the client of this process; raises PublishRefused or BrokerUnreachable."""
+        given, config = self.settings
+        bootstrap = resolve_bootstrap(f"kafka.Producer({self.name!r})", given)
+        id = outgoing.id or step_info().idempotency_key
+        headers = [*outgoing.headers, (ID_HEADER, id.encode())]
+        try:
+            client = clients.get(self.name, bootstrap, config)
+            done = await client.send(
+                outgoing.topic, outgoing.value_bytes(), outgoing.key_bytes(), headers, outgoing.partition
+            )
+        except KafkaException as exc:
+            error: KafkaError = exc.args[0]
+            if error.code() in _REFUSALS:
+                raise PublishRefused(outgoing.topic, error.str(), error.code()) from exc
+            raise BrokerUnreachable(bootstrap, error.str()) from exc
+        return Published(outgoing.topic, done.partition() or 0, done.offset() or 0, id)
+
+
+class Producer(Sender):
     """Where records are published: brokers, how to connect, and how the client is set up.
 
     `name` is what the log says of a record that is published, so keep it; addresses and passwords are not in the
@@ -105,16 +136,14 @@ class Producer:
     ) -> None:
         where = f"kafka.Producer({name!r})"
         check_producer_config(where, config or {})
+        super().__init__(name, bootstrap_servers, config or {})
         other = _producers.get(name)
-        settings = dict(config or {})
-        if other is not None and other._settings != (bootstrap_servers, settings):
+        if other is not None and other.settings != self.settings:
             raise DefinitionRefused(
                 where,
                 "this program has another producer of that name, with other settings",
                 "Give one of them another name: the name tells which of them publishes a recorded record.",
             )
-        self.name = name
-        self._settings: tuple[str | None, dict[str, Any]] = (bootstrap_servers, settings)
         _producers[name] = self
 
     def publish(
@@ -162,7 +191,7 @@ class Producer:
     ) -> Outgoing:
         args = workflow_args()
         form, shown = _shown_value(topic, value)
-        key_form, shown_key = _shown_bytes(key or "")
+        key_form, shown_key = shown_bytes(key or "")
         pairs = headers.items() if isinstance(headers, Mapping) else headers
         given = tuple((name, text.encode() if isinstance(text, str) else text) for name, text in pairs)
         return Outgoing(
@@ -176,24 +205,6 @@ class Producer:
             id=id or ("" if args is not None else uuid.uuid4().hex),
             producer=self.name,
         )
-
-    async def send(self, outgoing: Outgoing) -> Published:
-        """Produce one record with the client of this process; raises PublishRefused or BrokerUnreachable."""
-        given, config = self._settings
-        bootstrap = resolve_bootstrap(f"kafka.Producer({self.name!r})", given)
-        id = outgoing.id or step_info().idempotency_key
-        headers = [*outgoing.headers, (ID_HEADER, id.encode())]
-        try:
-            client = clients.get(self.name, bootstrap, config)
-            done = await client.send(
-                outgoing.topic, outgoing.value_bytes(), outgoing.key_bytes(), headers, outgoing.partition
-            )
-        except KafkaException as exc:
-            error: KafkaError = exc.args[0]
-            if error.code() in _REFUSALS:
-                raise PublishRefused(outgoing.topic, error.str(), error.code()) from exc
-            raise BrokerUnreachable(bootstrap, error.str()) from exc
-        return Published(outgoing.topic, done.partition() or 0, done.offset() or 0, id)
 
 
 _producers: dict[str, Producer] = {}
@@ -252,7 +263,7 @@ def _shown_value(topic: str, value: Any) -> tuple[Literal["json", "text", "base6
     if value is None:
         return "none", None
     if isinstance(value, str | bytes):
-        return _shown_bytes(value)
+        return shown_bytes(value)
     try:
         # Sets in one order in every process; what comes back is what is encoded again when it is published.
         return "json", msgspec.json.decode(msgspec.json.encode(value, order="deterministic"))
@@ -264,7 +275,7 @@ def _shown_value(topic: str, value: Any) -> tuple[Literal["json", "text", "base6
         ) from exc
 
 
-def _shown_bytes(raw: str | bytes) -> tuple[Literal["text", "base64"], str]:
+def shown_bytes(raw: str | bytes) -> tuple[Literal["text", "base64"], str]:
     if isinstance(raw, str):
         return "text", raw
     try:

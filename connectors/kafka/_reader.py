@@ -13,6 +13,7 @@ goes on silently at the old offset (`_verified`).
 """
 
 import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
@@ -40,7 +41,7 @@ from refold.connectors.kafka._position import (
 )
 from refold.connectors.kafka._settings import Settings
 from refold.connectors.kafka._starts import Starts
-from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition
+from refold.core import HandedOver, Lane, Move, PositionMoved, Send, SourcePosition, Start
 
 log: Final = logging.getLogger("refold.kafka")
 
@@ -52,6 +53,7 @@ _BUSY_POLL: Final = 0.002
 # throws away what the client has fetched ahead.
 _WAIT_BEFORE_PAUSE: Final = 1.0
 _RETRY: Final = 1.0
+_NOTE_ENDS: Final = 1.0
 _MISSING_LOOKS: Final = 3
 _UNREACHABLE: Final = frozenset(
     {KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._AUTHENTICATION, KafkaError._SSL}
@@ -151,6 +153,8 @@ class Reader:
         self._room = settings.max_in_flight
         self.is_paused = False
         self._strict = False
+        self._ends: dict[Key, int] = {}
+        self._ends_at = 0.0
         config = consumer_config(bootstrap, settings.group, settings.config, cluster)
         # A small part of what the group allows between two polls.
         self._patience = min(_WAIT_BEFORE_PAUSE, int(config.get("max.poll.interval.ms", 300_000)) / 10_000)
@@ -180,6 +184,10 @@ class Reader:
         """Say whether it has partitions, and reads them all; may be asked from any thread."""
         parts = list(self._partitions.values())
         return bool(parts) and all(part.reading for part in parts)
+
+    def ends(self) -> Mapping[Key, int]:
+        """Return what comes next in each partition that it reads, as of the last second; from any thread."""
+        return self._ends
 
     def close(self, timeout: float) -> None:
         """Wait for the hand-over under way, up to `timeout` seconds, tell Kafka, and leave the group."""
@@ -465,14 +473,15 @@ class Reader:
                 continue  # revoked, or suspended: whoever goes on from its position reads them again
             last = records[-1]
             position = advance(part.position, last.offset, last.timestamp)
-            starts = [self._starts.of(part.position, record, strict=self._strict) for record in records]
+            made = [self._starts.of(part.position, record, strict=self._strict) for record in records]
             batch.after.append((part, position))
             moves.append(
                 Move(
                     expected=part.expected,
                     position=encode_position(position),
                     label=self._settings.name,
-                    starts=starts,
+                    starts=[one for one in made if isinstance(one, Start)],
+                    sends=[one for one in made if isinstance(one, Send)],
                 )
             )
         if moves:
@@ -540,6 +549,7 @@ class Reader:
         self._settle_placing()
         self._settle_count()
         self._settle_check()
+        self._note_ends()
 
     def _settle_count(self) -> None:
         """Keep `_room`: how many workflows may still be started before the runnable ones are counted again."""
@@ -556,6 +566,22 @@ class Reader:
         elif now >= self._count_at and self._room < self._settings.max_in_flight:
             self._count_at = now + self._settings.count_every
             self._counting = self._lane.count_runnable(self._settings.name, self._settings.max_in_flight)
+
+    def _note_ends(self) -> None:
+        """Remember where the partitions end, as their last fetches said. Only this thread may ask the client."""
+        now = time.monotonic()
+        if now < self._ends_at:
+            return
+        self._ends_at = now + _NOTE_ENDS
+        found: dict[Key, int] = {}
+        for part in self._partitions.values():
+            with contextlib.suppress(KafkaException):
+                known = (
+                    self._client.get_watermark_offsets(_at(part.key), cached=True) if part.reading else None
+                )
+                if known is not None and known[1] >= 0:
+                    found[part.key] = known[1]
+        self._ends = found
 
     def _settle_check(self) -> None:
         """Ask now and then whether the topics are the same: one made again with as many records gives no other sign."""

@@ -9,46 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
-from confluent_kafka import Message as ClientMessage
+from confluent_kafka import KafkaError
 
 import refold
 from fixtures.brokers import ApacheBroker, Broker, MockBroker
-from fixtures.kafka_app import Order, Watched, order
-from fixtures.workers import wait_for
+from fixtures.kafka_app import Order, Watched, order, records
 from refold import App
 from refold.connectors import kafka
 from refold.core import Workflow
 from refold.eventlog._events import StepCompleted
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-def records(broker: Broker, topic: str, count: int) -> list[ClientMessage]:
-    """Return the first `count` records of a topic, as another program reads them."""
-    reader = Consumer(
-        {
-            "bootstrap.servers": broker.bootstrap,
-            "group.id": f"look-{topic}",
-            "auto.offset.reset": "earliest",
-            "log_level": 0,
-            **broker.quick,
-        }
-    )
-    found: list[ClientMessage] = []
-
-    def all_there() -> bool:
-        message = reader.poll(0.5)
-        if message is not None and message.error() is None:
-            found.append(message)
-        return len(found) >= count
-
-    try:
-        reader.subscribe([topic])
-        wait_for(all_there, f"{count} records of {topic}")
-    finally:
-        reader.close()
-    return found
 
 
 @pytest.fixture
