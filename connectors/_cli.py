@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
+from refold.connectors._kafka_address_cli import ADDRESS_FILE, BOOTSTRAP, find_dev_address
+from refold.connectors._kafka_parked_cli import parked_command, retry_command, skip_command
+from refold.connectors._kafka_status_cli import status_command
 from refold.core import App, ConnectorPlugin
 from refold.core.cli import (
     Unreachable,
@@ -26,20 +29,16 @@ from refold.core.cli import (
     open_log,
     print_json,
     print_table,
-    project_folder,
     stamp,
 )
 
 if TYPE_CHECKING:
     from refold.connectors._devbroker import DevBroker
 
-_ADDRESS: Final = "broker-address"
-_BOOTSTRAP: Final = "REFOLD_KAFKA_BOOTSTRAP"
 
-
-@click.group("kafka", short_help="look at positions, produce records")
+@click.group("kafka", short_help="lag, positions and parked records; produce records")
 def kafka() -> None:
-    """Look at how far consumers have read, and produce records to try them."""
+    """Look at how far consumers have read, settle what was parked, and produce records to try them."""
 
 
 @kafka.command(
@@ -88,7 +87,7 @@ def positions_command(consumer: str | None, database_url: str | None, as_json: b
     "--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; may be given again."
 )
 @click.option(
-    "--bootstrap-servers", metavar="HOST:PORT", help=f"[default: {_BOOTSTRAP}, else `refold dev`'s broker]"
+    "--bootstrap-servers", metavar="HOST:PORT", help=f"[default: {BOOTSTRAP}, else `refold dev`'s broker]"
 )
 @common
 def produce_command(
@@ -107,7 +106,7 @@ def produce_command(
 
     pairs = [_header(text) for text in headers]
     records = list(_lines()) if values == ("-",) else list(values)
-    address = bootstrap_servers or os.environ.get(_BOOTSTRAP) or _dev_address()
+    address = bootstrap_servers or os.environ.get(BOOTSTRAP) or _dev_address()
     try:
         produced = connector.produce(address, topic, records, key=key, headers=pairs)
     except connector.BrokerUnreachable as error:
@@ -133,11 +132,11 @@ def _lines() -> Iterator[str]:
 
 
 def _dev_address() -> str:
-    file = project_folder() / _ADDRESS
-    if file.exists():
-        return file.read_text().strip()
+    address = find_dev_address()
+    if address is not None:
+        return address
     raise Wrong(
-        f"no broker: {_BOOTSTRAP} is not set, and no `refold dev` with a development broker runs here\n"
+        f"no broker: {BOOTSTRAP} is not set, and no `refold dev` with a development broker runs here\n"
         "start one, or say where the broker is:  --bootstrap-servers HOST:PORT"
     )
 
@@ -147,7 +146,7 @@ class _DevService:
 
     def __init__(self, broker: "DevBroker", folder: Path) -> None:
         self._broker = broker
-        self._file = folder / _ADDRESS
+        self._file = folder / ADDRESS_FILE
         folder.mkdir(exist_ok=True)
         self._file.write_text(f"{broker.bootstrap}\n")
 
@@ -157,7 +156,7 @@ class _DevService:
     def stop(self) -> None:
         self._file.unlink(missing_ok=True)
         self._broker.stop()
-        os.environ.pop(_BOOTSTRAP, None)
+        os.environ.pop(BOOTSTRAP, None)
 
 
 class _OwnBroker:
@@ -182,14 +181,14 @@ def start_dev_broker(app: App, folder: Path) -> _DevService | _OwnBroker | None:
     consumers = [connector for connector in app.connectors if isinstance(connector, KafkaConsumer)]
     if not consumers:
         return None
-    address = os.environ.get(_BOOTSTRAP)
+    address = os.environ.get(BOOTSTRAP)
     named = [consumer.bootstrap_servers for consumer in consumers if consumer.bootstrap_servers]
     if address or len(named) == len(consumers):
         return _OwnBroker(address or named[0])
     from refold.connectors._devbroker import DevBroker
 
     broker = DevBroker()
-    os.environ[_BOOTSTRAP] = broker.bootstrap
+    os.environ[BOOTSTRAP] = broker.bootstrap
     with contextlib.suppress(Exception):  # the first record would make the topic as well, only later
         _create_topics(broker.bootstrap, [topic for consumer in consumers for topic in consumer.topics])
     return _DevService(broker, folder)
@@ -205,5 +204,8 @@ def _create_topics(address: str, topics: Iterable[str]) -> None:
     ).values():
         future.result(5)
 
+
+for _command in (status_command, parked_command, retry_command, skip_command):
+    kafka.add_command(_command)
 
 plugin: Final = ConnectorPlugin(commands=[kafka], dev_service=start_dev_broker)
