@@ -6,11 +6,9 @@ from typing import Any, Final, LiteralString
 
 import msgspec
 import psycopg
-from psycopg import errors
 
 from refold.eventlog._arrays import Blobs, Texts
 from refold.eventlog._connect import AsyncConnection, Line
-from refold.eventlog._errors import StaleWriter
 from refold.eventlog._events import (
     CancelRequested,
     Event,
@@ -23,7 +21,7 @@ from refold.eventlog._events import (
     decode_event,
     encode_event,
 )
-from refold.eventlog._log import READ_STREAM, READ_STREAMS, Message, NewEvent, is_transient, recorded
+from refold.eventlog._log import READ_STREAM, READ_STREAMS, Message, is_transient, recorded
 
 # Seconds between tries of a read that a time-out, a cancel or a full server ended.
 _PAUSES: Final = (0.05, 0.2, 1.0)
@@ -188,8 +186,6 @@ _DELETE: Final[LiteralString] = """
 _NEAREST: Final[LiteralString] = """
     select workflow_id from refold.workflows where status <> 'deleted' order by created_at desc limit 10000
 """
-
-_SETTLE: Final[LiteralString] = "select refold.settle(%s, %s::int, %s, %s, %s, %s, %s, %s, %s)"
 
 _ALIKE: Final[LiteralString] = """
     select a.id, w.workflow_id
@@ -364,26 +360,6 @@ class Reader:
         """Return when the next workflow of these names that nobody has comes due, or came."""
         due: int | None = (await self.rows(_NEXT_DUE, list(names)))[0][0]
         return due
-
-    async def settle(
-        self, workflow_id: str, event: NewEvent, status: str, messages: Sequence[Message] = ()
-    ) -> bool:
-        """Give a parked workflow the event that a person decided on: `pending` runs it again, or it ends as `status`.
-
-        The ones behind it in its order go on, or wait, accordingly. False, and nothing was done, when it is not parked.
-        Raises StaleWriter when `event.seq` is not the next one of its history.
-        """
-        columns = (
-            Texts([m.to for m in messages]),
-            Texts([m.message_id for m in messages]),
-            Texts([m.type for m in messages]),
-            Blobs([m.body for m in messages]),
-        )
-        try:
-            rows = await self.rows(_SETTLE, workflow_id, event.seq, event.type, event.body, status, *columns)
-        except errors.UniqueViolation as error:
-            raise StaleWriter(workflow_id, event.seq, event.seq + 1) from error
-        return bool(rows[0][0])
 
     async def alike(self, of: Sequence[tuple[str, str, str]]) -> dict[str, str]:
         """For each (source, digest, ID) that has one, return the earliest other workflow of that source and digest."""

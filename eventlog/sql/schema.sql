@@ -252,54 +252,6 @@ begin
      where w.workflow_id = b.workflow_id and w.status <> b.status;
 end $$;
 
--- What a person decided of a parked workflow: its event, and the status that it has then, an end among them. False, and
--- nothing done, if it is not parked (any more); the constraint one_event_per_seq speaks if its history is longer.
-create or replace function refold.settle(
-    f_id text, f_seq int, f_type text, f_body bytea, f_status text,
-    i_id text[], i_message text[], i_type text[], i_body bytea[]
-) returns boolean language plpgsql as $$
-declare
-    now_  timestamptz := refold.log_now();
-    f_key text;
-    ends  boolean := f_status in ('completed', 'failed', 'cancelled');
-begin
-    perform refold.be_durable();
-    select w.order_key into f_key from refold.workflows w where w.workflow_id = f_id;
-    loop  -- its key first; what is the first may end while we wait for it
-        exit when f_key is null;
-        perform from refold.workflows w
-          where w.order_key = f_key and w.finished_at is null and not w.behind for update;
-        exit when found;
-        exit when not exists (select from refold.workflows w
-                               where w.order_key = f_key and w.finished_at is null and not w.behind);
-    end loop;
-    perform from refold.workflows w where w.workflow_id = f_id and w.status = 'parked' for update;
-    if not found then
-        return false;
-    end if;
-    select greatest(now_, max(e.at)) into now_ from refold.events e where e.workflow_id = f_id;
-    update refold.workflows w
-       set status = f_status, suspicion = 0, alone_deaths = 0, alone = false, behind = w.behind and not ends,
-           due_at = case when not ends and not w.behind then greatest(refold.log_now(), w.not_before) end,
-           finished_at = case when ends then now_ end
-     where w.workflow_id = f_id;
-    insert into refold.events (workflow_id, seq, type, at, body) values (f_id, f_seq, f_type, now_, f_body);
-    if f_key is not null then
-        perform refold.move_up(array[f_key]);
-        perform refold.mark_behind(array[f_key]);
-    end if;
-    if ends then
-        delete from refold.inbox i where i.workflow_id = f_id;
-        perform pg_notify(w.channel, w.workflow_id) from refold.waiters w where w.workflow_id = f_id;
-    else
-        perform pg_notify('refold_work', '');
-    end if;
-    if i_id is not null then
-        perform refold.deliver(i_id, i_message, i_type, i_body, null);
-    end if;
-    return true;
-end $$;
-
 -- One flush: the appends of many workflows, their heads, starts, messages and positions, in the one transaction
 -- that this statement is. An array left null has no rows. Returns the log's time and the starts whose ID existed.
 --
@@ -401,7 +353,8 @@ begin
         with changed as (
             update refold.workflows w
                set status = h.status, owner = h.owner, due_at = case when not w.behind then h.due end,
-                   finished_at = h.finished, behind = w.behind and h.finished is null, fingerprint = h.fingerprint, alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
+                   finished_at = h.finished, behind = w.behind and h.finished is null, fingerprint = h.fingerprint,
+                   alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
               from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
                    as h(id, status, owner, due, finished, fingerprint)
              -- Not "=": that would be looked up in workflows_owned, through the dead entries of all that it ever owned.

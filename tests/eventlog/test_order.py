@@ -9,7 +9,6 @@ import psycopg
 import pytest
 
 from fixtures.lanes import (
-    BEGAN,
     FakeWorker,
     MakeWorker,
     Run,
@@ -21,12 +20,7 @@ from fixtures.lanes import (
 )
 from fixtures.orders import Shop, ordered
 from fixtures.workers import Log, wait_for
-from refold.eventlog import StaleWriter
-from refold.eventlog._events import (
-    Retried,
-    encode_event,
-)
-from refold.eventlog._log import BEHIND, Append, NewEvent
+from refold.eventlog._log import BEHIND, Append
 
 Session = Callable[[], psycopg.Connection[Any]]
 
@@ -145,13 +139,12 @@ def test_a_skipped_one_has_failed_and_the_next_goes_on(orders: Shop) -> None:
     assert orders.claim() == ["b"]
 
 
-def test_a_decision_on_another_history_is_refused(orders: Shop, run: Run[Any]) -> None:
-    orders.start(ordered("a", "k", 1, owner="w1"))
-    orders.park("a")
-    event = NewEvent(1, "Retried", BEGAN, encode_event(Retried()))
-    with pytest.raises(StaleWriter, match="stream 'a' already has event 1"):
-        run(orders.reader.settle("a", event, "pending"))
-    assert orders.status("a") == ["parked"]
+def test_one_that_is_cancelled_before_its_turn_is_passed_over(orders: Shop) -> None:
+    orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("c", "k", 3))
+    orders.cancel("b")
+    assert orders.status("b") == ["cancelled"]
+    orders.end("a")
+    assert orders.claim() == ["c"]
 
 
 def test_poison_at_the_start_parks_its_key_when_its_turn_comes(orders: Shop) -> None:

@@ -126,6 +126,16 @@ class Orders(RuleBasedStateMachine):
         assert self.orders.skip(id) is True
         del self.lines[key].open[id]
 
+    @precondition(lambda self: self._never_ran())
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        key, id = data.draw(st.sampled_from(self._never_ran()))
+        self.orders.cancel(id)
+        del self.lines[key].open[id]
+
+    def _never_ran(self) -> list[tuple[str, str]]:
+        return [(key, id) for key, id in self._all("pending") if self.orders.seq(id) == 1]
+
     @rule()
     def lose_all_and_rebuild(self) -> None:
         self.orders.begin_again()
