@@ -24,6 +24,7 @@ HOUR: Final = timedelta(hours=1)
 _NONE: Final = timedelta(0)
 _RETRY: Final = 1.0
 _SETTLE: Final = 5.0
+_STOP: Final = 4.0
 
 
 def schedule(
@@ -137,12 +138,14 @@ class Schedules:
         self._runner.settled.wait(_SETTLE)
 
     def stop(self) -> None:
-        """Fire no more ticks; on return what was being handed over is."""
+        """Fire no more ticks; on return what was being handed over is, unless Postgres does not answer."""
         self._stopping.set()
         if self._runner is not None:
             self._runner.stop()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(
+                _STOP
+            )  # with Postgres away it may wait for an answer: it is a daemon, and is left
             self._thread = None
         self._runner = None
 
