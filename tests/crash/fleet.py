@@ -1,24 +1,29 @@
-"""Worker processes that get killed and come back, and the records that they work on meanwhile."""
+"""Worker processes that get killed and come back, while records, deliveries and ticks keep them at work."""
 
 import contextlib
-import json
 import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
-from confluent_kafka import KafkaError, Message, Producer
 from crash.checker import Verdict, check
+from crash.senders import Deliveries, KafkaRecords, Ticks, sending
+
+from fixtures.postgres import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "tests" / "crash" / "kill_app.py"
-TOPIC, WORKFLOW = "records", "on_record"
+TOPIC = "records"
+WORKFLOWS = ("on_record", "on_delivery", "on_tick")
+# The schedule's first tick comes so many seconds after its workers are started.
+_BEFORE_TICKS = 10
+DELIVERIES = "/hooks/deliveries"
+SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 TABLES = """
     create table tries (key text not null, workflow_id text not null, no int not null, pid int not null);
     create table effects (record text not null, workflow_id text not null);
@@ -33,14 +38,18 @@ IN_FLIGHT = """
                         where e.workflow_id = t.workflow_id and e.type = 'StepCompleted'
                           and (convert_from(e.body, 'UTF8')::json ->> 'no')::int = t.no)
 """
-FINISHED = "select count(finished_at) from refold.workflows where name = 'on_record'"
+FINISHED = "select count(finished_at) from refold.workflows"
 
 
 class Fleet:
-    """Workers of one app, numbered from 0, each started as a user starts it; a worker that is killed can come back."""
+    """Workers of one app, numbered from 0, each started as a user starts it; a worker that is killed can come back.
+
+    Each serves the app's webhooks at a port of its own, which it keeps.
+    """
 
     def __init__(self, app: Path, count: int, env: Mapping[str, str], folder: Path) -> None:
         self._command = [str(Path(sys.executable).with_name("refold")), "worker", str(app)]
+        self.ports = [free_port() for _ in range(count)]
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
         self._folder = folder
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -81,7 +90,7 @@ class Fleet:
         with (self._folder / f"worker-{number}.log").open("ab") as log:
             return subprocess.Popen(
                 self._command,
-                env=self._env,
+                env={**self._env, "REFOLD_HTTP": f"127.0.0.1:{self.ports[number]}"},
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
@@ -100,73 +109,6 @@ def running_fleet(app: Path, count: int, env: Mapping[str, str], folder: Path) -
             fleet.kill(number)
 
 
-class SteadyProducer:
-    """Produces `count` records evenly over `seconds`, and writes the manifest as the broker acknowledges them."""
-
-    def __init__(
-        self, bootstrap: str, topic: str, count: int, seconds: float, manifest: Path, seed: int
-    ) -> None:
-        self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5}
-        )
-        self._topic, self._count, self._seconds = topic, count, seconds
-        self._manifest = manifest
-        self._random = random.Random(seed)
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
-        self._thread.start()
-
-    def wait(self, timeout: float) -> None:
-        """Return when all records are acknowledged; raises what went wrong."""
-        self._thread.join(timeout)
-        if self._error is not None:
-            raise self._error
-        if self._thread.is_alive():
-            raise TimeoutError("the producer is not done")
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        try:
-            self._produce()
-        except BaseException as exc:
-            self._error = exc
-
-    def _produce(self) -> None:
-        refused: list[KafkaError] = []
-        with self._manifest.open("w") as file:
-
-            def delivered(error: KafkaError | None, message: Message) -> None:
-                if error is not None:
-                    refused.append(error)
-                    return
-                key = message.key()
-                record = {
-                    "topic": message.topic(),
-                    "partition": message.partition(),
-                    "offset": message.offset(),
-                    "record": key.decode() if isinstance(key, bytes) else key,
-                }
-                file.write(json.dumps(record) + "\n")
-
-            began = time.monotonic()
-            for i in range(self._count):
-                name = f"record-{i:06}"
-                value = json.dumps({"name": name, "work": self._random.randint(0, 100)}).encode()
-                self._producer.produce(self._topic, value, key=name, on_delivery=delivered)
-                self._producer.poll(0)
-                # The pace is the test's load, not a wait for something to happen.
-                if self._stop.wait(
-                    max(0.0, began + (i + 1) * self._seconds / self._count - time.monotonic())
-                ):
-                    return
-            if self._producer.flush(60) or refused:
-                raise RuntimeError(f"not all records were produced: {refused[:3]}")
-
-
 @dataclass
 class Report:
     """What a kill run did and what the checker says about it."""
@@ -176,6 +118,7 @@ class Report:
     hits: int = 0
     lost_steps: int = 0
     restarts: int = 0
+    tries: int = 0
     seconds: float = 0.0
     exit_codes: list[int] = field(default_factory=list)
     ended_by_themselves: list[tuple[int, int]] = field(default_factory=list)
@@ -183,7 +126,8 @@ class Report:
     def __str__(self) -> str:
         return (
             f"{self.seconds:.0f} s, {self.kills} kills, {self.hits} of them with work in flight"
-            f" ({self.lost_steps} steps), {self.restarts} restarts of Postgres, exit codes {self.exit_codes}\n"
+            f" ({self.lost_steps} steps), {self.restarts} restarts of Postgres, {self.tries} posts of deliveries,"
+            f" exit codes {self.exit_codes}\n"
             f"{self.verdict}"
         )
 
@@ -195,6 +139,7 @@ def kill_run(
     bootstrap: str,
     folder: Path,
     records: int,
+    deliveries: int,
     seconds: float,
     workers: int,
     between_kills: tuple[float, float],
@@ -202,48 +147,73 @@ def kill_run(
     style: str,
     seed: int,
 ) -> Report:
-    """Produce `records` over `seconds` while random workers are killed, and let the checker judge.
+    """Send records and deliveries over `seconds`, a tick with each second, while random workers are killed, and let
+    the checker judge.
 
-    A killed worker is started again at once, so each kill is two rebalances. Postgres is restarted `restarts` times,
-    evenly spread. After the last record nothing is killed any more, and the workers get a minute to finish.
+    A killed worker is started again at once, so each kill is two rebalances, and a port that refuses for a while.
+    Postgres is restarted `restarts` times, evenly spread. After the last tick nothing is killed any more, and the
+    workers get a minute to finish.
     """
     choice = random.Random(seed)
-    manifest = folder / "manifest.jsonl"
-    env = {"REFOLD_DATABASE_URL": database, "REFOLD_KAFKA_BOOTSTRAP": bootstrap, "KILL_STYLE": style}
+    ticks = Ticks(_BEFORE_TICKS, seconds, folder / "ticks.jsonl")
+    env = {
+        "REFOLD_DATABASE_URL": database,
+        "REFOLD_KAFKA_BOOTSTRAP": bootstrap,
+        "KILL_STYLE": style,
+        "KILL_SECRET": SECRET,
+        "KILL_TICKS": f"{ticks.first.isoformat()} {ticks.last.isoformat()}",
+    }
     report = Report(Verdict())
     began = time.monotonic()
-    restart_at = [began + seconds * (i + 1) / (restarts + 1) for i in range(restarts)]
     with running_fleet(APP, workers, env, folder) as fleet:
         wait_until(lambda: "worker of" in fleet.log(0) or bool(fleet.ended()), 30, "a worker has started")
         if fleet.ended():
             raise RuntimeError(f"workers ended at once: {fleet.ended()}\n{fleet.log(fleet.ended()[0][0])}")
-        producer = SteadyProducer(bootstrap, TOPIC, records, seconds, manifest, seed)
-        try:
-            while time.monotonic() < began + seconds:
-                pause = choice.uniform(*between_kills)
-                next_kill = min(time.monotonic() + pause, began + seconds)
-                time.sleep(max(0.0, next_kill - time.monotonic()))
-                if restart_at and time.monotonic() >= restart_at[0]:
-                    del restart_at[0]
-                    restart_postgres()
-                    report.restarts += 1
-                report.ended_by_themselves += fleet.ended()
-                victim = choice.randrange(workers)
-                pid = fleet.kill(victim)
-                fleet.restart(victim)
-                with psycopg.connect(database) as connection:
-                    in_flight = (connection.execute(IN_FLIGHT, [pid]).fetchone() or (0,))[0]
-                report.kills += 1
-                report.hits += in_flight > 0
-                report.lost_steps += in_flight
-            producer.wait(60)
-        finally:
-            producer.stop()
-        wait_while_moving(lambda: finished(database), records, quiet=60)
+        if ticks.left() < seconds:
+            raise RuntimeError("the schedule's first tick was over before a worker had started")
+        kafka = KafkaRecords(bootstrap, TOPIC, records, seconds, folder / "records.jsonl", seed)
+        posts = Deliveries(
+            fleet.ports, DELIVERIES, SECRET, deliveries, seconds, folder / "deliveries.jsonl", seed
+        )
+        with sending(kafka, posts):
+            _kill_at_random(fleet, choice, database, restart_postgres, ticks, between_kills, restarts, report)
+            kafka.wait(60)
+            posts.wait(60)
+        wait_while_moving(lambda: finished(database), records + deliveries + ticks.count, quiet=60)
         report.exit_codes = fleet.stop()
-    report.seconds = time.monotonic() - began
-    report.verdict = check(database, [manifest], [WORKFLOW])
+    report.seconds, report.tries = time.monotonic() - began, posts.tries
+    report.verdict = check(database, [kafka.manifest, *posts.manifests(), ticks.manifest], WORKFLOWS)
     return report
+
+
+def _kill_at_random(
+    fleet: Fleet,
+    choice: random.Random,
+    database: str,
+    restart_postgres: Callable[[], None],
+    ticks: Ticks,
+    between_kills: tuple[float, float],
+    restarts: int,
+    report: Report,
+) -> None:
+    """Until the last tick is over."""
+    seconds = ticks.left()
+    restart_when_left = [seconds * (restarts - i) / (restarts + 1) for i in range(restarts)]
+    while (left := ticks.left()) > 0:
+        time.sleep(min(choice.uniform(*between_kills), left))
+        if restart_when_left and ticks.left() <= restart_when_left[0]:
+            del restart_when_left[0]
+            restart_postgres()
+            report.restarts += 1
+        report.ended_by_themselves += fleet.ended()
+        victim = choice.randrange(len(fleet.ports))
+        pid = fleet.kill(victim)
+        fleet.restart(victim)
+        with psycopg.connect(database) as connection:
+            in_flight = (connection.execute(IN_FLIGHT, [pid]).fetchone() or (0,))[0]
+        report.kills += 1
+        report.hits += in_flight > 0
+        report.lost_steps += in_flight
 
 
 def finished(database: str) -> int:

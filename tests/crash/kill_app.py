@@ -1,27 +1,30 @@
-"""What the kill test's workers run: a record becomes a workflow of two plain steps and a transactional one.
+"""What the kill test's workers run: each Kafka record, delivery and tick becomes a workflow of the same steps, two
+plain ones and a transactional one.
 
-`refold worker tests/crash/kill_app.py`, with KILL_STYLE=def or async for the colour of workflow and plain steps, and
-KILL_STEP_MS for how long a plain step takes at most: kills shall find work in flight. Traces go into the tables that
-checker.py reads; they have no unique key, so a repetition shows.
+`refold worker tests/crash/kill_app.py --http 127.0.0.1:PORT`, with KILL_STYLE=def or async for the colour of workflow
+and plain steps, KILL_STEP_MS for how long a plain step takes at most: kills shall find work in flight, KILL_SECRET for
+what deliveries are signed with, and KILL_TICKS, two instants, for the seconds at which the schedule ticks. Traces go
+into the tables that checker.py reads; they have no unique key, so a repetition shows.
 """
 
 import asyncio
 import os
 import threading
 import time
+from datetime import datetime, timedelta
 
 import msgspec
 import psycopg
 
 import refold
 from refold import App
-from refold.connectors import kafka
+from refold.connectors import cron, kafka, webhook
 
 app = App("kill")
 STYLE = os.environ.get("KILL_STYLE", "def")
 STEP_SECONDS = float(os.environ.get("KILL_STEP_MS", "150")) / 1000
 TOPIC = "records"
-WORKFLOW = "on_record"
+FIRST_TICK, LAST_TICK = (datetime.fromisoformat(each) for each in os.environ["KILL_TICKS"].split())
 # A member that was killed is missed after this time, and its partitions move.
 _CONFIG = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 10}
 
@@ -86,20 +89,64 @@ def book(conn: psycopg.Connection, record: Record) -> None:
     )
 
 
+# Every tick of the stretch is due, however late: a schedule that nobody could fire in time catches up with all.
+on_records = kafka.consumer(TOPIC, name="on_record", config=_CONFIG)
+on_deliveries = webhook.post("/deliveries", verify=webhook.standard(secret="env:KILL_SECRET"))
+on_ticks = cron.schedule(
+    "* * * * * *",
+    name="on_tick",
+    start=FIRST_TICK,
+    end=LAST_TICK,
+    missed="all",
+    overlap="allow",
+    catch_up=timedelta(hours=1),
+)
+
+
+def record_of(tick: cron.Tick) -> Record:
+    return Record(f"tick-{tick.scheduled:%Y-%m-%dT%H:%M:%SZ}", 50)
+
+
 if STYLE == "def":
 
-    @kafka.consumer(TOPIC, name=WORKFLOW, config=_CONFIG)
+    def process(record: Record) -> str:
+        work(record)
+        book(record)
+        return work(record)
+
+    @on_records
     @app.workflow
     def on_record(message: kafka.Message[Record]) -> str:
-        work(message.value)
-        book(message.value)
-        return work(message.value)
+        return process(message.value)
+
+    @on_deliveries
+    @app.workflow
+    def on_delivery(delivery: webhook.Delivery[Record]) -> str:
+        return process(delivery.body)
+
+    @on_ticks
+    @app.workflow
+    def on_tick(tick: cron.Tick) -> str:
+        return process(record_of(tick))
 
 else:
 
-    @kafka.consumer(TOPIC, name=WORKFLOW, config=_CONFIG)
+    async def aprocess(record: Record) -> str:
+        await awork(record)
+        await book.acall(record)
+        return await awork(record)
+
+    @on_records
     @app.workflow(name="on_record")
     async def aon_record(message: kafka.Message[Record]) -> str:
-        await awork(message.value)
-        await book.acall(message.value)
-        return await awork(message.value)
+        return await aprocess(message.value)
+
+    @on_deliveries
+    @app.workflow(name="on_delivery")
+    async def aon_delivery(delivery: webhook.Delivery[Record]) -> str:
+        return await aprocess(delivery.body)
+
+    @on_ticks
+    @app.workflow(name="on_tick")
+    async def aon_tick(tick: cron.Tick) -> str:
+        return await aprocess(record_of(tick))
