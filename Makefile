@@ -19,8 +19,8 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadscope
 export PYTHONPATH :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-long test-postgres test-pythons check format lint types imports bench mutants \
-	docs services clean ran-start ran
+.PHONY: help demo test test-long test-postgres test-pythons check format lint types imports mutants \
+	bench bench-kafka bench-webhook docs services clean ran-start ran
 
 help:
 	@echo "make demo           tens of thousands of Kafka records, two workers, one killed, a proof at the end"
@@ -29,7 +29,7 @@ help:
 	@echo "make test-postgres  the event log on PostgreSQL 14, 15, 16 and 17 as well"
 	@echo "make test-pythons   core and eventlog on every newer CPython found"
 	@echo "make check          what CI runs: format, lint, types, imports and all tests but the long ones"
-	@echo "make bench          refold and DBOS side by side"
+	@echo "make bench          refold and DBOS side by side; make bench-kafka, make bench-webhook: the connectors"
 	@echo "make mutants        break the code in a dozen ways; each must turn a test red"
 	@echo "make format         let ruff format and fix;   make docs: write the generated pages again"
 
@@ -97,8 +97,9 @@ ran-start:
 ran: $(READY)
 	@$(BIN)/python .ci/ran.py
 
-bench: $(READY)
-	@$(BIN)/python -m bench $(ARGS)
+bench bench-kafka bench-webhook: $(READY)
+	@$(BIN)/pip install -q -c constraints.txt -r bench/requirements.txt
+	@$(BIN)/python -m $(subst -,.,$@) $(ARGS)
 
 mutants: $(READY)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
