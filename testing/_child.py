@@ -11,27 +11,13 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from refold.testing._load import load_harness
-from refold.testing._probe import Moment, Probe, ProbedApp
+from refold.testing._orders import ORDERS, Orders
+from refold.testing._probe import Probe, ProbedApp
 from refold.testing._work import _Place
-
-ORDERS: Final = "REFOLD_TESTING_ORDERS"
-
-
-class Orders(msgspec.Struct):
-    """What a worker process has to do."""
-
-    harness: str
-    settings: dict[str, str]
-    worker: int
-    database_url: str
-    folder: str
-    tell: int
-    die: Moment | None = None
 
 
 def main() -> None:

@@ -131,9 +131,14 @@ def at_once(stage: Stage) -> None:
     both = [stage.start_soon(number) for number in (0, 1)]
     for worker in both:
         stage.wait(lambda worker=worker: worker.said("up"), "both workers to come up", worker)  # type: ignore[misc]
+    # Both get the time to have the same message in hand, if their system gives it to both.
+    stage.hold_hand_overs(True)
+    again = [*stage.sent]
     stage.send(_FEW)
     if stage.kind == "pull" and stage.harness.redelivers_live:
-        stage.redeliver([*stage.sent])
+        stage.redeliver(again)
+    stage.watch(lambda: all(worker.said("held") for worker in both))
+    stage.hold_hand_overs(False)
     stage.settle([*stage.sent], "two workers ran when they were delivered")
 
 

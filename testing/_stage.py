@@ -12,9 +12,9 @@ from typing import Final, TypeVar
 import psycopg
 
 from refold.core import App, WorkflowInfo
-from refold.testing._child import Orders
 from refold.testing._harness import Harness
 from refold.testing._line import Line
+from refold.testing._orders import Orders
 from refold.testing._probe import Moment
 from refold.testing._work import TABLE, Work
 from refold.testing._worker import Worker

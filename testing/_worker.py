@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from refold.testing._child import ORDERS, Orders
+from refold.testing._orders import ORDERS, Orders
 
 _TAIL: Final = 12
 
