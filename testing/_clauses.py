@@ -50,6 +50,7 @@ _NO_SENDER: Final = "nobody sends a tick, so nobody sends it again"
 def delivers(stage: Stage) -> None:
     stage.start()
     stage.settle(stage.send(4 * _FEW), "they were sent to a worker that runs")
+    stage.wait_acknowledged()
 
 
 @_clause("remembers", "What comes while no worker runs is taken up by the next one.")

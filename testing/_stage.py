@@ -241,20 +241,25 @@ class Stage:
             self._pause(*self.running())
 
     def settle(self, works: Iterable[Work], what: str) -> None:
-        """Wait until these are done, nothing is open and all is acknowledged; refuses what was lost or done twice."""
+        """Wait until these are done and nothing is on its way any more; refuses what was lost or done twice."""
         expected = list(works)
         self.wait_done(expected, what)
         # What may still be on its way is behind this one, or goes beside it.
         if self.running():
             marker = self.send(1)
             self.wait_done(marker, f"a message that was sent after that: {what}")
+        # A sign that nothing is on its way any more. That it must come is a clause of its own.
+        self.watch(lambda: self._nothing_due() and self.unacknowledged() in (0, None))
+        self.wait(lambda: not self.workflows(*OPEN), "the end of every workflow")
+        self.check_once(what)
+
+    def wait_acknowledged(self) -> None:
+        """Wait until every message is acknowledged, if anybody can tell."""
         if self.unacknowledged() is not None:
             self.wait(
                 lambda: self._nothing_due() and self.unacknowledged() == 0,
-                f"the acknowledgement of every message; not acknowledged: {self.unacknowledged()}",
+                "the acknowledgement of messages that were processed",
             )
-        self.wait(lambda: not self.workflows(*OPEN), "the end of every workflow")
-        self.check_once(what)
 
     def _nothing_due(self) -> bool:
         if self.kind == "push":
