@@ -3,6 +3,7 @@
 The probe sits in the app that the harness declares its connector on; the connector and refold are the ones that ship.
 """
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
-from refold.core import App, HandedOver, Lane, Move
+from refold.core import Accepted, App, Cancel, HandedOver, Lane, Move, Send, Start, Workflow, WorkflowHandle
 
 R = TypeVar("R")
 Moment = Literal["before", "after"]
@@ -41,6 +42,15 @@ class Probe:
         """Say whether hand-overs are to wait."""
         return self._gate.exists()
 
+    def wait_before(self) -> None:
+        """Wait while hand-overs are held, and note that messages are about to be handed over; may not return."""
+        if self.is_held():
+            self._say("held")
+            never = threading.Event()
+            while self.is_held():
+                never.wait(_LOOK)
+        self.at("before")
+
     def stopping(self) -> None:
         """Note that the app has begun to stop."""
         self._say("stopping")
@@ -65,18 +75,11 @@ class ProbedLane:
             self._go(moves, probed)
         else:
             # The connector's thread goes on, as it does while Postgres takes its time.
-            threading.Thread(target=self._go_later, args=(moves, probed), daemon=True).start()
+            threading.Thread(target=self._go, args=(moves, probed), daemon=True).start()
         return probed
 
-    def _go_later(self, moves: Sequence[Move], probed: "Future[HandedOver]") -> None:
-        self._probe._say("held")
-        never = threading.Event()
-        while self._probe.is_held():
-            never.wait(_LOOK)
-        self._go(moves, probed)
-
     def _go(self, moves: Sequence[Move], probed: "Future[HandedOver]") -> None:
-        self._probe.at("before")
+        self._probe.wait_before()
 
         def done(real: "Future[HandedOver]") -> None:
             try:
@@ -94,7 +97,7 @@ class ProbedLane:
 
 
 def _carries_messages(move: Move) -> bool:
-    return bool(move.starts or getattr(move, "sends", None) or getattr(move, "cancels", None))
+    return bool(move.starts or move.sends or move.cancels)
 
 
 class ProbedApp(App):
@@ -108,7 +111,60 @@ class ProbedApp(App):
         """Return a lane with the probe in it."""
         return cast(Lane, ProbedLane(super().lane(name), self._probe))
 
+    def accept(self, items: Sequence[Start | Send | Cancel], **options: Any) -> list[Accepted]:
+        """Accept, with the probe before and after."""
+        self._probe.wait_before()
+        accepted = super().accept(items, **options)
+        self._probe.at("after")
+        return accepted
+
+    async def aaccept(self, items: Sequence[Start | Send | Cancel], **options: Any) -> list[Accepted]:
+        """Accept, with the probe before and after."""
+        await asyncio.to_thread(self._probe.wait_before)
+        accepted = await super().aaccept(items, **options)
+        self._probe.at("after")
+        return accepted
+
+    def hand_over(self, moves: Sequence[Move]) -> HandedOver:
+        """Hand over, with the probe before and after."""
+        if not any(map(_carries_messages, moves)):
+            return super().hand_over(moves)
+        self._probe.wait_before()
+        handed = super().hand_over(moves)
+        self._probe.at("after")
+        return handed
+
+    async def ahand_over(self, moves: Sequence[Move]) -> HandedOver:
+        """Hand over, with the probe before and after."""
+        if not any(map(_carries_messages, moves)):
+            return await super().ahand_over(moves)
+        await asyncio.to_thread(self._probe.wait_before)
+        handed = await super().ahand_over(moves)
+        self._probe.at("after")
+        return handed
+
+    def start(
+        self, workflow: Workflow[..., R], input: bytes, digest: str, *, id: str | None
+    ) -> WorkflowHandle[R]:
+        """Start a workflow by its own `start`, with the probe before and after."""
+        self._probe.wait_before()
+        handle = super().start(workflow, input, digest, id=id)
+        self._probe.at("after")
+        return handle
+
+    async def astart(
+        self, workflow: Workflow[..., R], input: bytes, digest: str, *, id: str | None
+    ) -> WorkflowHandle[R]:
+        """Start a workflow by its own `astart`, with the probe before and after."""
+        await asyncio.to_thread(self._probe.wait_before)
+        handle = await super().astart(workflow, input, digest, id=id)
+        self._probe.at("after")
+        return handle
+
     def stop_worker(self, *, grace: timedelta | None = None) -> None:
         """Say that it stops, and stop."""
         self._probe.stopping()
         super().stop_worker(grace=grace)
+
+
+__all__ = ["Moment", "Probe", "ProbedApp"]
