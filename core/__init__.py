@@ -5,6 +5,7 @@ from refold.core._client import Page, WorkflowInfo
 from refold.core._connector import Connector, ConnectorPlugin, DevService, SourceReport
 from refold.core._context import arecv, recv, uuid, workflow_args
 from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
+from refold.core._envelope import Envelope
 from refold.core._errors import (
     Cancelled,
     DecodeFailed,
@@ -63,6 +64,7 @@ __all__ = [
     "DecodeFailed",
     "DefinitionRefused",
     "DevService",
+    "Envelope",
     "Evicted",
     "GapFound",
     "HandedOver",

@@ -44,6 +44,7 @@ def main() -> None:
     with app, harness.running(app):
         say("up")
         over.wait()
+        say("stopping")
     sys.stdout.flush()
 
 

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -50,10 +49,6 @@ class Probe:
             while self.is_held():
                 never.wait(_LOOK)
         self.at("before")
-
-    def stopping(self) -> None:
-        """Note that the app has begun to stop."""
-        self._say("stopping")
 
 
 class ProbedLane:
@@ -160,11 +155,6 @@ class ProbedApp(App):
         handle = await super().astart(workflow, input, digest, id=id)
         self._probe.at("after")
         return handle
-
-    def stop_worker(self, *, grace: timedelta | None = None) -> None:
-        """Say that it stops, and stop."""
-        self._probe.stopping()
-        super().stop_worker(grace=grace)
 
 
 __all__ = ["Moment", "Probe", "ProbedApp"]

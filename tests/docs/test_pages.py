@@ -25,7 +25,8 @@ def _installed(command: str) -> str | None:
     return "true" if command.startswith("pip install") else None
 
 
-@pytest.mark.timeout(300)
+# One of them runs the conformance kit.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if _has_code(page)], ids=lambda page: page.relative_to(ROOT).as_posix()
 )
