@@ -112,6 +112,55 @@ def test_records_of_a_partition_run_one_after_the_other_and_partitions_side_by_s
     assert floor.orders() == {part: [f"{part}-{n}" for n in range(10)] for part in ("0", "1")}
 
 
+_PROTOCOLS = [
+    ("apache", {}),
+    ("apache", {"partition.assignment.strategy": "cooperative-sticky"}),
+    ("apache", {"group.protocol": "consumer"}),
+    ("tansu", {"partition.assignment.strategy": "cooperative-sticky"}),
+    ("mock", {"group.protocol": "consumer"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "config"),
+    _PROTOCOLS,
+    ids=["apache-eager", "apache-cooperative", "apache-KIP-848", "tansu-cooperative", "mock-KIP-848"],
+)
+def test_keys_stay_in_order_while_consumers_come_and_go(
+    request: pytest.FixtureRequest, database_url: str, where: str, config: dict[str, Any]
+) -> None:
+    """Two workers share one floor: a record that ran on one while its predecessor was on the other would be seen."""
+    names = {"apache": "apache_broker", "tansu": "dev_broker", "mock": "mock_broker"}
+    broker: Broker = request.getfixturevalue(names[where])
+    floor, topic = Floor(), broker.create_topic(partitions=4)
+    group = f"order-{topic}"
+    numbers = dict.fromkeys("abcdefgh", 0)
+
+    def produce() -> None:
+        for _ in range(8):
+            for i, key in enumerate(numbers):
+                broker.produce(topic, order(f"{key}{numbers[key]}"), key=key, partition=i % 4)
+                numbers[key] += 1
+
+    def watched() -> Watched:
+        return Watched(
+            database_url, broker, topic, workflow=floor.workflow(by_key), ordering="key", group=group,
+            config=config, quick="group.protocol" not in config, batch_size=5,
+        )  # fmt: skip
+
+    with watched() as first:
+        produce()
+        first.wait(lambda: first.seen("WorkflowCompleted") > 10)
+        with watched() as second:
+            produce()
+            second.wait(lambda: second.connector.is_reading() and first.connector.is_reading())
+            produce()
+            second.wait_ended(3 * 64)
+        produce()
+        first.wait_ended(4 * 64)
+    assert floor.orders() == {key: [f"{key}{n}" for n in range(32)] for key in numbers}
+
+
 def test_without_an_ordering_records_of_a_key_run_side_by_side(dev_broker: Broker, database_url: str) -> None:
     floor, topic = Floor(), dev_broker.create_topic()
     meeting = threading.Barrier(2)
