@@ -68,10 +68,10 @@ MUTANTS: Final[Sequence[Mutant]] = (
         [
             Change(
                 "core/_source.py",
-                "            log_time, existing = await self._lane.transact(appends)\n",
-                "            alone = [Append(a.stream, starts=a.starts) for a in appends]\n"
+                "            log_time, existing = await self._lane.transact(rows.appends)\n",
+                "            alone = [Append(a.stream, starts=a.starts) for a in rows.appends]\n"
                 "            log_time, existing = await self._lane.transact(alone)\n"
-                "            moved = [Append(a.stream, events=a.events, position=a.position) for a in appends]\n"
+                "            moved = [Append(a.stream, events=a.events, position=a.position) for a in rows.appends]\n"
                 "            await self._lane.transact(moved)\n",
             )
         ],
@@ -574,11 +574,76 @@ MUTANTS: Final[Sequence[Mutant]] = (
         [
             Change(
                 "eventlog/_rebuild.py",
-                "                        positions[source] = (int(generation), row)\n",
+                "                        positions[source] = (generation, row)\n",
                 "                        del row\n",
             )
         ],
         ["tests/engine/test_hand_over.py::test_starts_and_position_have_one_transaction"],
         r"position s has a row, but no events",
+    ),
+    Mutant(
+        "who ends the first of a key forgets the next",
+        [Change(_SCHEMA, "            perform refold.move_up(ended);\n", "            null;\n")],
+        ["tests/eventlog/test_order.py::test_of_one_key_one_is_due_at_a_time_and_in_order"],
+        r"assert \[\] == \['b'\]",
+    ),
+    Mutant(
+        "a start does not hold the one that it gets behind",
+        [
+            Change(_SCHEMA, "      order by w.workflow_id for share;\n", "      order by w.workflow_id;\n"),
+            Change(_SCHEMA, "               for share skip locked) f;\n", "             ) f;\n"),
+        ],
+        ["tests/eventlog/test_order.py::test_an_end_that_meets_a_start_waits_and_then_makes_that_one_due"],
+        r"it did not wait",
+    ),
+    Mutant(
+        "mail brings one forward that is behind a parked one",
+        [
+            Change(
+                _SCHEMA,
+                "                where w.workflow_id = i.workflow_id and w.owner is null and not w.behind\n",
+                "                where w.workflow_id = i.workflow_id and w.owner is null\n",
+            )
+        ],
+        ["tests/eventlog/test_order.py::test_mail_does_not_bring_one_forward"],
+        r"\(\['b'\], False\) == \(\[\], False\)",
+    ),
+    Mutant(
+        "a rebuild takes a retried one for one that has begun",
+        [
+            Change(
+                "eventlog/_rebuild.py",
+                "                                 and e.type not in ('Parked', 'Retried')) desc,\n",
+                "                         ) desc,\n",
+            )
+        ],
+        ["tests/eventlog/test_order.py::test_a_rebuild_makes_the_same_order_again"],
+        r"'f-1', 'pending', True",
+    ),
+    Mutant(
+        "what is given up before it has left goes out all the same",
+        [
+            Change(
+                "core/_accept.py", "        self._waiting.pop(ticket, None)\n        ticket.give_up()\n", ""
+            )
+        ],
+        [
+            "tests/engine/test_accept.py::test_a_postgres_that_stands_still_is_answered_for_in_time_and_what_waited_is_taken_back"
+        ],
+        r"assert not \[\('waited',\)\]",
+    ),
+    Mutant(
+        "a worker does not hear that something is due earlier than it knew",
+        [
+            Change(
+                "core/_worker.py",
+                "            self.wake_at(int(payload))  # something comes due then",
+                "            pass  # something comes due then",
+            )
+        ],
+        [
+            "tests/engine/test_hand_over_more.py::test_a_worker_that_sleeps_until_something_is_due_is_woken_by_what_is_due_earlier"
+        ],
+        r"nothing came within 30 s",
     ),
 )
