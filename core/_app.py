@@ -439,9 +439,10 @@ class App:
     def retry(self, id: str) -> builtins.list[str]:
         """Set a parked workflow going again; return the names of the steps that run again.
 
-        Those are the ones whose failure its code was told of last, in the workflow itself or in a child that failed it.
-        They run with attempts counted on and all their retries; whatever else is recorded stays as it is. Where no step
-        failed, the code is run again over its history as it is now. Raises WorkflowNotFound, WorkflowNotParked.
+        Those are the ones that failed, in the workflow itself or in a child that failed it, if its code has not
+        answered the failure by something that is recorded. They run with attempts counted on and all their retries;
+        whatever else is recorded stays as it is. Where no step failed, the code is run again over its history as it is now.
+        Raises WorkflowNotFound, WorkflowNotParked.
         """
         refuse_in_a_workflow("app.retry(...)", "a person decides this")
         return self._call(self._retry(id), "app.retry(...)", "await app.aretry(...)")

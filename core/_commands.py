@@ -69,9 +69,11 @@ class Complete(msgspec.Struct, frozen=True):
 
 
 class Fail(msgspec.Struct, frozen=True):
-    """The workflow raised `error`. No command follows."""
+    """The workflow raised `error`. No command follows. At the seqs `failed` are failures that the code was told of, and
+    has asked for nothing since that is recorded: left out of a replay, they leave the rest as it was."""
 
     error: RecordedError
+    failed: list[int] = []
 
 
 class Cancel(msgspec.Struct, frozen=True):

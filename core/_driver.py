@@ -108,6 +108,7 @@ class Instance:
         "_cancel_reason",
         "_cancelled_taken",
         "_end",
+        "_failed",
         "_next_no",
         "_parked",
         "_random",
@@ -142,6 +143,8 @@ class Instance:
         self._cancelled_taken: list[CancelCommand | CancelChild] = []
         self._cancel_reason: str | None = None  # once somebody has asked for it
         self._parked = False
+        # (seq, the number of the next command then) of failures whose telling has led to nothing that is recorded.
+        self._failed: list[tuple[int, int]] = []
         self._end: End | None = None
         self._refused_input = ""
         self._buffers: dict[str, deque[Raw]] | None = None
@@ -161,6 +164,8 @@ class Instance:
         self._seq += 1
         if at > self.now:
             self.now = at
+        if self._failed and (no := getattr(event, "no", None)) is not None:
+            self._failed = [failed for failed in self._failed if no < failed[1]]
         _TAKE_IN[type(event)](self, event)
         body = self._body
         if body is not None and body.ready and not self.finished:
@@ -445,7 +450,11 @@ class Instance:
         elif isinstance(error, asyncio.CancelledError) and self._cancel_reason is not None:
             end = Cancel(self._cancel_reason)
         else:
-            end = Fail(record_error(error))
+            asked = [
+                no for no, command in self._untaken.items() if type(command) in (SendMessage, StartChild)
+            ]
+            last = max(asked, default=-1)  # about to be recorded
+            end = Fail(record_error(error), [seq for seq, no in self._failed if last < no])
         self._body = None
         self.finished = True
         left_open = body.has_branches()
@@ -505,6 +514,7 @@ class Instance:
             return  # nothing that the code can see: the command stays open, and is handed out again after a replay
         self._untaken.pop(event.no, None)
         del self._asked[event.no]
+        self._failed.append((self._seq, self._next_no))
         self._fail(waiter, event.error)
 
     def _on_timer_fired(self, event: TimerFired) -> None:
@@ -541,7 +551,9 @@ class Instance:
             asked.waiter.set_result(self._decode(workflow.decode_result, event.result, workflow))
 
     def _on_child_failed(self, event: ChildFailed) -> None:
-        self._fail(self._match_child(event)[0].waiter, event.error)
+        waiter = self._match_child(event)[0].waiter
+        self._failed.append((self._seq, self._next_no))
+        self._fail(waiter, event.error)
 
     def _on_message_sent(self, event: MessageSent) -> None:
         asked = self._asked.get(event.no)
@@ -560,6 +572,7 @@ class Instance:
             waiter = receivers.popleft()
             if not waiter.done():
                 waiter.set_result(event.value)
+                self._failed.clear()  # told of it since, the code is where the failure has led it
                 return
         self._hold(event.topic, event.value)
 
@@ -587,6 +600,7 @@ class Instance:
 
     def _on_cancel_requested(self, event: CancelRequested) -> None:
         if self._cancel_reason is None:
+            self._failed.clear()
             self._cancel_reason = event.reason
             if self._body is not None:
                 self._body.cancel(event.reason)

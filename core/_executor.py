@@ -657,9 +657,10 @@ class Executor:
 
     def _fail(self, resident: Resident, command: Fail) -> None:
         if resident.parks:
-            self._park(resident, parked_by(command.error))
+            self._park(resident, parked_by(command.error, command.failed))
         else:
-            self._end(resident, WorkflowFailed(error=command.error), "failed")
+            failed = command.failed if resident.parent is not None else []
+            self._end(resident, WorkflowFailed(error=command.error, failed=failed), "failed")
 
     def _cancelled(self, resident: Resident, command: Cancel) -> None:
         self._end(resident, WorkflowCancelled(reason=command.reason), "cancelled")
@@ -877,7 +878,7 @@ class Executor:
         )
         self.residents[workflow_id] = again
         refusal = record_error(error)
-        event = parked_by(refusal) if again.parks else WorkflowFailed(error=refusal)
+        event = parked_by(refusal, []) if again.parks else WorkflowFailed(error=refusal)
         part = self._part(again)
         part.events.append(NewEvent(again.next_seq, type(event).__name__, again.last_at, encode_event(event)))
         again.news.append(Recorded(again.next_seq, again.last_at, event))
@@ -1068,9 +1069,9 @@ class Executor:
                 tell(Fenced(self.worker))
 
 
-def parked_by(error: RecordedError) -> Parked:
+def parked_by(error: RecordedError, failed: list[int]) -> Parked:
     """Return the event that parks a workflow for an error that came out of it."""
-    return Parked(reason="it raised an error", error=error)
+    return Parked(reason="it raised an error", error=error, failed=failed)
 
 
 def show_parked(parked: Parked) -> str:

@@ -13,12 +13,13 @@ from msgspec.structs import replace
 from refold.core._errors import WorkflowEnded, WorkflowNotParked, WorkflowSkipped
 from refold.core._executor import Ending, child_answer
 from refold.core._failures import record_error
-from refold.core._retry import find_failed_tail, find_parked
+from refold.core._retry import find_parked
 from refold.eventlog._connect import AsyncConnection, Line
 from refold.eventlog._events import (
     CancelRequested,
     ChildFailed,
     Event,
+    Parked,
     Retried,
     StepFailed,
     WatcherAdded,
@@ -134,11 +135,11 @@ def _reopen(held: Held, found: Mapping[str, Held], now: int, again: list[str]) -
     undelivered: list[int] = []
     appends: list[Append] = []
     last = held.history[-1]
-    parked = find_parked(held.history)
+    assert isinstance(last.event, Parked | WorkflowFailed)
     if isinstance(last.event, WorkflowFailed):
         undelivered.append(last.seq)
-    # What killed its worker was no failure that the code was told of.
-    for seq, _, event in find_failed_tail(held.history) if parked is None or parked.error is not None else ():
+    for seq in last.event.failed:
+        event = held.history[seq].event
         if isinstance(event, ChildFailed):
             if event.child not in found:
                 raise _More([event.child])

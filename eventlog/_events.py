@@ -164,9 +164,10 @@ class WorkflowCompleted(_Event, frozen=True):
 
 class WorkflowFailed(_Event, frozen=True):
     """The workflow raised `error`. Nothing follows in the stream, unless it was a child's, and its parent is retried:
-    then `Retried` does, and the child goes on."""
+    then `Retried` does, and the child goes on. `failed`: see `Parked`; of children only."""
 
     error: RecordedError
+    failed: list[int] = []
 
 
 class WorkflowCancelled(_Event, frozen=True):
@@ -177,11 +178,13 @@ class WorkflowCancelled(_Event, frozen=True):
 
 class Parked(_Event, frozen=True):
     """The workflow waits for a person: it killed its worker `deaths` times while alone in it, or, being one of an
-    order that parks, it raised `error`."""
+    order that parks, it raised `error`. At the seqs `failed` are the final failures of steps and children that nothing
+    recorded since was asked for in answer to: what a retry runs again."""
 
     reason: str
     deaths: int = 0
     error: RecordedError | None = None
+    failed: list[int] = []
 
 
 class Retried(_Event, frozen=True):

@@ -6,6 +6,7 @@ import pytest
 
 from fixtures.pages import matches
 from fixtures.terminal import Terminal
+from fixtures.workers import Log
 
 ORDER = '{"id": "o-1", "amount": 5}'
 
@@ -147,3 +148,36 @@ def test_migrate_creates_the_schema_once(shop: Terminal, empty_database_url: str
     assert first.json["from"] is None
     again = shop.type("migrate", "--database-url", empty_database_url)
     assert again.out == f"the schema is current (version {version})\n"
+
+
+def test_cancel_ends_what_never_ran_and_asks_what_runs(shop: Terminal) -> None:
+    shop.type("start", "shop.py", "approval", "5", "--id", "approval-1")
+    said = shop.type("cancel", "approval-1", "--reason", "asked twice")
+    assert said.out == "cancelled approval-1\n"
+    shown = shop.type("show", "approval-1").out
+    assert "approval-1  approval  cancelled" in shown
+    assert shown.count("asked twice") == 2
+    assert shop.type("cancel", "approval-1", "--json").json == {"id": "approval-1", "status": "cancelled"}
+    unknown = shop.type("cancel", "approval-2")
+    assert (unknown.code, "approval-1" in unknown.err) == (1, True)
+
+
+def test_a_parked_workflow_is_listed_with_what_to_do_and_retried_or_skipped(shop: Terminal, log: Log) -> None:
+    for name in ("broken-1", "broken-2"):
+        shop.type("start", "shop.py", "broken", "--id", name)
+    log.rows("update refold.workflows set suspicion = 6, alone_deaths = 3")
+    shop.start("worker", "shop.py")
+    for name in ("broken-1", "broken-2"):
+        log.wait_status(name, "parked")
+    [listed] = [item for item in shop.type("list", "--json").json["workflows"] if item["id"] == "broken-1"]
+    assert listed["note"] == "waits for a person: refold retry broken-1, or: refold skip broken-1"
+    assert "waits for a person" in shop.type("show", "broken-1").out
+    skipped = shop.type("skip", "broken-2", "--reason", "a test", "--json")
+    assert skipped.json == {"skipped": ["broken-2"]}
+    assert "broken-2  broken  failed" in shop.type("show", "broken-2").out
+    retried = shop.type("retry", "broken-1")
+    assert retried.out == "retried broken-1: its code is run again over its history\n"
+    log.wait_status("broken-1", "failed")
+    again = shop.type("retry", "broken-1")
+    assert again.code == 1
+    assert "'broken-1' is failed, and only a parked one can be retried" in again.err
