@@ -441,8 +441,8 @@ class App:
 
         Those are the ones that failed, in the workflow itself or in a child that failed it, if its code has not
         answered the failure by something that is recorded. They run with attempts counted on and all their retries;
-        whatever else is recorded stays as it is. Where no step failed, the code is run again over its history as it is now.
-        Raises WorkflowNotFound, WorkflowNotParked.
+        whatever else is recorded stays as it is. Where no step failed, the code is run again over its history as it
+        is now. Raises WorkflowNotFound, WorkflowNotParked.
         """
         refuse_in_a_workflow("app.retry(...)", "a person decides this")
         return self._call(self._retry(id), "app.retry(...)", "await app.aretry(...)")
