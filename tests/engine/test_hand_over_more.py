@@ -194,7 +194,7 @@ def other(database_url: str) -> Iterator[App]:
 def test_a_worker_that_sleeps_until_something_is_due_is_woken_by_what_is_due_earlier(
     app: App, other: App, log: Log, note: Workflow[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = {**Heartbeat.__init__.__kwdefaults__, "every": 60.0}
+    every = {**(Heartbeat.__init__.__kwdefaults__ or {}), "every": 60.0}
     monkeypatch.setattr(Heartbeat.__init__, "__kwdefaults__", every)  # no tick tells it meanwhile
     now = int(log.one("select (extract(epoch from refold.log_now()) * 1000000)::bigint"))
     with app:
