@@ -4,7 +4,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
         "outage",
         "refund_with_approval",
         "reminder",
+        "report_by_schedule",
     ]
     for path in programs:
         assert len(path.read_text().splitlines()) < 60, path
@@ -215,3 +216,26 @@ def test_a_refund_is_approved_in_slack_though_the_worker_is_killed_while_people_
     assert [call["text"] for call in slack.called("chat.postMessage")][1:] == said
     [closed] = slack.called("chat.update")
     assert closed["text"].endswith(f"*{label}*, by <@U7>")
+
+
+@pytest.mark.parametrize("stage", ["report_by_schedule/report.py"], indirect=True)
+def test_a_report_is_made_once_a_day_and_covers_the_days_on_which_nobody_was_there(stage: Stage) -> None:
+    stage.move_clock(datetime(2026, 11, 2, 6, tzinfo=UTC) - datetime.now(UTC))
+    worker = stage.worker()
+    wait_for(lambda: stage.log.one("select count(*) from refold.positions"), "the schedule is recorded")
+    stage.move_clock(timedelta(hours=2))  # Monday, nine o'clock in Berlin
+    monday = "cron:sales:1:2026-11-02T08:00:00Z"
+    stage.log.wait_status(monday, "waiting")
+    worker.kill()
+    stage.move_clock(timedelta(minutes=11))
+    worker = stage.worker()
+    assert stage.result(monday) == "sales until Mon 02 Nov 09:00: 1.00"
+    worker.kill()
+
+    stage.move_clock(timedelta(days=3))  # Thursday: nobody was there on Tuesday and Wednesday
+    stage.worker()
+    thursday = "cron:sales:1:2026-11-05T08:00:00Z"
+    stage.log.wait_status(thursday, "waiting")
+    stage.move_clock(timedelta(minutes=11))
+    assert stage.result(thursday) == "sales until Thu 05 Nov 09:00: 98.28"
+    assert stage.log.one("select count(*) from refold.workflows") == 2

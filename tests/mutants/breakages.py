@@ -646,4 +646,55 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ],
         r"nothing came within 30 s",
     ),
+    Mutant(
+        "a fixed time of a schedule runs in the repeated hour as well",
+        [Change("connectors/cron/_timing.py", "since if fields.wildcard else span.reached", "since")],
+        ["tests/connectors/cron/test_ticks.py::test_a_changed_clock_does_what_vixie_cron_does"],
+        r"T\d\d:\d\d[-+]\d\d:\d\d' != '",
+    ),
+    Mutant(
+        "a schedule's jitter moves the identity of the tick",
+        [
+            Change(
+                "connectors/cron/_decide.py",
+                "workflow_id(name, state.number, tick, manual=manual)",
+                "workflow_id(name, state.number, tick + (spec.jitter and jitter_of(name, tick, spec.jitter)), "
+                "manual=manual)",
+            )
+        ],
+        ["tests/connectors/cron/test_decide.py::test_jitter_moves_the_start_and_never_the_identity"],
+        r"cron:nightly:1:2026-11-22T12:01:00Z",
+    ),
+    Mutant(
+        "a decision about ticks does not move the schedule on",
+        [Change("connectors/cron/_decide.py", "last=newest[0], fired=fired", "fired=fired")],
+        [
+            "tests/connectors/cron/test_decide.py::test_a_tick_that_is_due_begins_its_workflow_by_its_own_instant"
+        ],
+        r"1795348800000000 != 1795348860000000",
+    ),
+    Mutant(
+        "a resumed schedule catches up what lay in its pause",
+        [
+            Change(
+                "connectors/cron/_settle.py",
+                "paused=False, last=max(now, state.last))",
+                "paused=False)",
+            )
+        ],
+        ["tests/connectors/cron/test_decide.py::test_pause_and_resume_leave_out_the_ticks_between"],
+        r"31 \* 60000000",
+    ),
+    Mutant(
+        "a day of the month that begins with a star is one of two, and not a condition",
+        [
+            Change(
+                "connectors/cron/_fields.py",
+                'both=day[0] in "*?" or weekday[0] in "*?",',
+                "both=False,",
+            )
+        ],
+        ["tests/connectors/cron/test_ticks.py::test_calendars"],
+        r"2026-02-02T00:00:00",
+    ),
 )
