@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.brokers import Broker
+from fixtures.kafka_app import headers, records
 from fixtures.slack import APP_TOKEN, TOKEN, FakeSlack
 from fixtures.stage import EXAMPLES, Stage
 from fixtures.workers import wait_for
@@ -24,6 +26,7 @@ def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
     programs = sorted(path for path in EXAMPLES.glob("*/*.py") if path.parent.name != "demo")
     tested = Path(__file__).read_text()
     assert [path.parent.name for path in programs] == [
+        "accounts_in_order",
         "approval_in_slack",
         "orders_from_kafka",
         "outage",
@@ -184,6 +187,39 @@ def _booked(stage: Stage) -> int:
     if stage.log.one("select to_regclass('bookings')") is None:
         return 0
     return int(stage.log.one("select count(*) from bookings"))
+
+
+@pytest.mark.parametrize("stage", ["accounts_in_order/accounts.py"], indirect=True)
+def test_an_overdrawn_account_stops_alone_and_its_bookings_stay_in_order(stage: Stage) -> None:
+    with DevBroker() as broker:
+        environment = {"REFOLD_KAFKA_BOOTSTRAP": broker.bootstrap}
+        names = ["ada", "bob", "cyd", "eve"]
+        for n in range(12):
+            for name in names:
+                cents = -10_000 if (name, n) == ("eve", 5) else n + 1
+                value = json.dumps({"account": name, "cents": cents})
+                kafka.produce(broker.bootstrap, "bookings", value, key=name)
+        worker = stage.worker(**environment)
+        done = "select count(*) from refold.workflows where status = 'completed'"
+        wait_for(lambda: stage.log.one(done) >= 5, "some bookings are done")
+        worker.kill()
+        stage.worker(**environment)
+        wait_for(lambda: stage.log.one(done) == 36 + 5, "all that can be done is", timeout=60)
+        wait_for(lambda: len(stage.app.parked()) == 1, "the booking that is parked")
+        [parked] = [kafka.describe_parked(one) for one in stage.app.parked()]
+        assert (parked.key, parked.error, parked.waiting) == ("eve", "Overdrawn: eve would have -99.85", 6)
+        stage.app.skip(parked.workflow)
+        wait_for(lambda: stage.log.one(done) == 36 + 11, "the bookings behind it", timeout=60)
+        balances = [sum(range(1, n + 2)) for n in range(12)]
+        seen: dict[str, dict[str | None, int]] = {name: {} for name in names}
+        for record in records(Broker(broker.bootstrap), "balances", 47):
+            value = json.loads(record.value() or b"")
+            ids = dict(headers(record))
+            seen[value["account"]].setdefault((ids["refold-id"] or b"").decode(), value["cents"])
+        assert [[*seen[name].values()] for name in names[:3]] == [balances] * 3
+        assert list(seen["eve"].values()) == [
+            cents - (6 if cents > 15 else 0) for cents in balances if cents != 21
+        ]
 
 
 @pytest.mark.parametrize("stage", ["approval_in_slack/refunds.py"], indirect=True)
