@@ -618,7 +618,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
             )
         ],
         ["tests/eventlog/test_order.py::test_a_rebuild_makes_the_same_order_again"],
-        r"'f-1', 'pending', True",
+        r"\('c-0', 'waiting', True",
     ),
     Mutant(
         "what is given up before it has left goes out all the same",
