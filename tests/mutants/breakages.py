@@ -697,4 +697,76 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ["tests/connectors/cron/test_ticks.py::test_calendars"],
         r"2026-02-02T00:00:00",
     ),
+    Mutant(
+        "Slack hears its 200 before the event is in the log",
+        [
+            Change(
+                "connectors/slack/_intake.py",
+                '        await self._start(delivery, handler, workflow_id("event", delivery.body))\n',
+                '        started = self._start(delivery, handler, workflow_id("event", delivery.body))\n'
+                "        self._soon = asyncio.create_task(started)\n",
+            )
+        ],
+        ["tests/connectors/slack/test_slack_traps.py::test_nothing_is_acknowledged_that_is_not_in_the_log"],
+        r"assert 'ok' == 'http_error'",
+    ),
+    Mutant(
+        "bolt's apology to the person passes for a listener that has run",
+        [
+            Change(
+                "connectors/slack/_listeners.py",
+                "if not authorized and response.status == 200 and response.body:",
+                "if not authorized and response.status == 500:",
+            )
+        ],
+        [
+            "tests/connectors/slack/test_slack_traps.py::"
+            "test_an_event_is_handled_when_bolt_is_authorized_again[500-internal_error]"
+        ],
+        r"assert \[\] == \['hi'\]",
+    ),
+    Mutant(
+        "bolt answers before its listeners have run",
+        [
+            Change(
+                "connectors/slack/_listeners.py",
+                "    runner.process_before_response = True\n",
+                "",
+            )
+        ],
+        [
+            "tests/connectors/slack/test_slack_traps.py::"
+            "test_a_listener_that_raises_is_a_failed_workflow_with_its_error"
+        ],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "an impatient person answers twice",
+        [
+            Change(
+                "connectors/slack/_identity.py",
+                '        text_of(action, "action_id"),\n    )\n',
+                '        text_of(body, "trigger_id"),\n    )\n',
+            )
+        ],
+        [
+            "tests/connectors/slack/test_slack_interactions.py::"
+            "test_the_same_click_of_one_person_is_delivered_once"
+        ],
+        r"\['U1', 'U1'\] == \['U1', 'U2'\]",
+    ),
+    Mutant(
+        "a request that somebody has recorded is good for ever",
+        [
+            Change(
+                "connectors/slack/_signature.py",
+                "if abs(int(stamp) - now) > TOLERANCE:",
+                "if int(stamp) - now > TOLERANCE:",
+            )
+        ],
+        [
+            "tests/connectors/slack/test_slack_pure.py::test_an_old_request_and_one_from_the_future_are_refused"
+        ],
+        r"assert not True",
+    ),
 )
