@@ -17,7 +17,7 @@ import msgspec
 from refold.connectors.cron import _settle
 from refold.connectors.cron._decide import Decision
 from refold.connectors.cron._hand import move_of
-from refold.connectors.cron._runner import still_open
+from refold.connectors.cron._runner import find_open
 from refold.connectors.cron._schedules import HOUR, find_served, upcoming
 from refold.connectors.cron._spec import Missed, Overlap, make_spec, to_datetime, to_us
 from refold.connectors.cron._state import PREFIX, State, decode_state, name_of, source_of
@@ -138,7 +138,7 @@ def trigger(app: App, name: str) -> str:
 
     def decide(state: State | None) -> Decision | None:
         found = _found(app, name, state)
-        return _settle.trigger(name, found, app.log_now(), still_open(found, lambda id: app.info(id).status))
+        return _settle.trigger(name, found, app.log_now(), find_open(found, lambda id: app.info(id).status))
 
     decision = _change(app, name, decide)
     assert decision is not None

@@ -10,13 +10,13 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 from refold.connectors.cron._decide import SET_BACK, decide, keeps_begun, next_tick
-from refold.connectors.cron._hand import move_of
+from refold.connectors.cron._hand import label_of, move_of
 from refold.connectors.cron._settle import settle
 from refold.connectors.cron._spec import Spec
 from refold.connectors.cron._state import PREFIX, State, decode_state, name_of, source_of
@@ -32,6 +32,7 @@ _CLOCK_EVERY: Final = 1.0
 _GRACE: Final = 250_000
 # So many schedules share a transaction; they may all be due at nine.
 _TOGETHER: Final = 200
+_FEW: Final = 3
 _LAST_HAND_OVER: Final = 2.0
 _ENDED: Final = frozenset({"completed", "failed", "cancelled", "deleted"})
 
@@ -96,7 +97,8 @@ class Runner:
             self.wakes += 1
             now = self._lane.now()
             if now < self._before - SET_BACK:
-                self._keep_all((known.at for known in self._known.values()), now)
+                for known in list(self._known.values()):
+                    self._keep(known.at, now, anew=True)
             self._before = now
             due = [
                 name
@@ -145,17 +147,18 @@ class Runner:
         """Read all schedules' positions, those made by other processes too."""
         self._look_now = False
         self._looked = time.monotonic()
-        self._keep_all(self._app.positions(PREFIX), self._lane.now())
-
-    def _keep_all(self, positions: Iterable[SourcePosition], now: int) -> None:
-        for at in list(positions):
+        positions, now = self._app.positions(PREFIX), self._lane.now()
+        for at in positions:
             self._keep(at, now)
 
-    def _keep(self, at: SourcePosition, now: int, *, follows: bool | None = None) -> None:
-        """Take a position that was read or made as what holds, unless a later one is known."""
+    def _keep(self, at: SourcePosition, now: int, *, follows: bool | None = None, anew: bool = False) -> None:
+        """Take a position that was read or made as what holds, unless a later one, or this one, is known.
+
+        `anew`: this one too, since its next tick is another now.
+        """
         name = name_of(at.source)
         before = self._known.get(name)
-        if before is not None and _order(before.at) > _order(at):
+        if before is not None and not anew and _order(before.at) >= _order(at):
             return
         try:
             state = decode_state(at.position)
@@ -207,21 +210,26 @@ class Runner:
 
     def _decide(self, names: Sequence[str]) -> list[Move]:
         moves = []
+        # Of many schedules most have nothing open, and one question tells of all.
+        busy = self._app.in_flight(PREFIX) if len(names) > _FEW else None
         for name in names:
             known = self._known.get(name)
             if known is None:
                 continue
-            decision = decide(name, known.state, self._lane.now(), self._still_open(known.state))
+            idle = busy is not None and label_of(name) not in busy
+            still_open = frozenset[str]() if idle else self._still_open(known.state)
+            decision = decide(name, known.state, self._lane.now(), still_open)
             if decision is None:
-                self._keep(known.at, self._lane.now())
+                self._keep(known.at, self._lane.now(), anew=True)
                 continue
             for fact in decision.facts:
-                log.warning("schedule %r: %s", name, fact.text, extra={"schedule": name})
+                level = logging.INFO if fact.kind == "TickSkipped" else logging.WARNING
+                log.log(level, "schedule %r: %s", name, fact.text, extra={"schedule": name})
             moves.append(move_of(self._app, name, known.at, decision))
         return moves
 
     def _still_open(self, state: State) -> frozenset[str]:
-        return still_open(state, lambda id: self._app.info(id).status)
+        return find_open(state, lambda id: self._app.info(id).status)
 
     def _read(self, sources: Sequence[str]) -> None:
         found = self._result(self._lane.read_positions(sources))
@@ -241,7 +249,7 @@ class Runner:
             raise Stopped from None
 
 
-def still_open(state: State, status_of: Callable[[str], str]) -> frozenset[str]:
+def find_open(state: State, status_of: Callable[[str], str]) -> frozenset[str]:
     """Return which of the workflows that the schedule began have not ended."""
     if not keeps_begun(state.spec.overlap):
         return frozenset()

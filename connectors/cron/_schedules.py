@@ -3,6 +3,7 @@
 import logging
 import shlex
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ W = TypeVar("W", bound=Workflow[..., Any])
 HOUR: Final = timedelta(hours=1)
 _NONE: Final = timedelta(0)
 _RETRY: Final = 1.0
+_SAY_EVERY: Final = 60.0
 _SETTLE: Final = 5.0
 _STOP: Final = 4.0
 
@@ -167,12 +169,15 @@ class Schedules:
         if self._app is None:
             return []
         found = []
+        open_now = self._app.in_flight(PREFIX)
         for at in self._app.positions(PREFIX):
             state = decode_state(at.position)
             if state is not None and not state.deleted:
                 name = name_of(at.source)
                 text = self._upcoming(name, state.spec, state)
-                found.append(SourceReport(at.source, label_of(name), text, paused=state.paused))
+                label = label_of(name)
+                in_flight = sum(open_now.get(label, {}).values())
+                found.append(SourceReport(at.source, label, text, in_flight=in_flight, paused=state.paused))
         return found
 
     def try_next(self) -> list[str]:
@@ -199,6 +204,7 @@ class Schedules:
         return "" if runner is None else show_upcoming(name, spec, state, runner.now())
 
     def _run(self, runner: Runner, stopping: threading.Event) -> None:
+        said = 0.0
         while not stopping.is_set():
             try:
                 runner.run()
@@ -207,7 +213,9 @@ class Schedules:
             except Exception as error:
                 if stopping.is_set():
                     return
-                log.warning("schedules begin again: %s", error, exc_info=error)
+                if not said or time.monotonic() - said > _SAY_EVERY:
+                    said = time.monotonic()
+                    log.warning("schedules begin again: %s", error, exc_info=error)
                 stopping.wait(_RETRY)
 
 

@@ -57,7 +57,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return [name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _timing(
     name: str,
     expression: str | None,

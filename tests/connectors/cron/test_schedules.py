@@ -315,6 +315,41 @@ def test_a_clock_that_ran_ahead_and_was_set_back_runs_each_tick_once(
     assert ticks(log, "hourly")[:3] == early
 
 
+def test_a_machine_with_a_wrong_time_does_no_harm(
+    app: App, log: Log, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is Postgres's. This process believes that it is 1970."""
+
+    @cron.schedule("@hourly", missed="all", catch_up=timedelta(days=2), overlap="allow")
+    @app.workflow
+    def hourly(tick: cron.Tick) -> None: ...
+
+    monkeypatch.setattr("time.time", lambda: 5.0)
+    monkeypatch.setattr("time.time_ns", lambda: 5_000_000_000)
+    with app:
+        clock.move(timedelta(hours=3))
+        wait_for(lambda: len(ticks(log, "hourly")) == 3, "three hours")
+    assert ticks(log, "hourly") == [f"2030-01-15T{hour}:00:00Z" for hour in (13, 14, 15)]
+
+
+def test_many_schedules_that_are_due_together_are_handed_over_together(
+    app: App, log: Log, clock: Clock
+) -> None:
+    for number in range(250):
+        cron.schedule("@hourly", name=f"s{number}")(app.workflow(name=f"w{number}")(_nothing))
+
+    with app:
+        clock.move(timedelta(hours=1))
+        wait_for(lambda: log.one("select count(*) from refold.workflows") == 250, "all of them")
+        transactions = log.one("select count(distinct xid) from refold.events where type = 'WorkflowStarted'")
+        assert transactions <= 4
+        clock.move(timedelta(hours=1))
+        wait_for(lambda: log.one("select count(*) from refold.workflows") == 500, "all of them again")
+
+
+def _nothing(tick: cron.Tick) -> None: ...
+
+
 def test_jitter_delays_the_start_and_not_the_tick(app: App, log: Log, clock: Clock) -> None:
     @cron.schedule("@daily", jitter=timedelta(hours=20), catch_up=timedelta(days=2))
     @app.workflow
@@ -433,3 +468,4 @@ def test_the_summary_shows_the_next_three_ticks_in_the_schedules_own_zone(
         assert cron.serve(app).try_next() == ["refold schedule trigger nightly"]
         [report] = cron.serve(app).report()
         assert (report.source, report.label, report.paused) == ("schedule:nightly", "schedule:nightly", False)
+        assert report.in_flight == 0
