@@ -131,7 +131,7 @@ def at_once(stage: Stage) -> None:
         stage.redeliver([*stage.sent])
     both = [stage.start_soon(number) for number in (0, 1)]
     for worker in both:
-        stage.wait(lambda worker=worker: worker.said("up"), "both workers to come up", worker)  # type: ignore[misc]
+        stage.wait_up(worker)
     # Both get the time to have the same message in hand, if their system gives it to both.
     stage.hold_hand_overs(True)
     again = [*stage.sent]

@@ -26,6 +26,7 @@ _LOOK: Final = 0.02
 WATCH: Final = 2.0
 # Beyond the grace: what starting, stopping and a slow machine take.
 _STOP_MARGIN: Final = 30.0
+_COMING_UP: Final = 60.0
 OPEN: Final = ("pending", "running")
 SET_ASIDE: Final = ("failed", "parked")
 
@@ -67,14 +68,22 @@ class Stage:
     def start(self, number: int = 0, *, die: Moment | None = None) -> Worker:
         """Start a worker and wait until it is up. `number` tells two that run together apart."""
         worker = self.start_soon(number, die=die)
-        self.wait(
-            lambda: worker.said("up") or worker.exit_code is not None, f"worker {number} to come up", worker
-        )
+        self.wait_up(worker)
         if worker.exit_code is not None and not worker.was_killed:
             raise Refused(
                 f"the worker ended at once, with exit code {worker.exit_code}:\n{worker.last_lines()}"
             )
         return worker
+
+    def wait_up(self, worker: Worker) -> None:
+        """Wait until a worker is up, or has ended."""
+        # On a slow machine that alone takes longer than a harness may want to wait for a connector.
+        self.wait(
+            lambda: worker.said("up") or worker.exit_code is not None,
+            "the worker to come up",
+            worker,
+            at_least=_COMING_UP,
+        )
 
     def start_soon(self, number: int = 0, *, die: Moment | None = None) -> Worker:
         """Start a worker; it is not up yet."""
@@ -201,13 +210,14 @@ class Stage:
 
     # Waiting and judging
 
-    def wait(self, fact: Callable[[], object], what: str, *workers: Worker) -> None:
+    def wait(self, fact: Callable[[], object], what: str, *workers: Worker, at_least: float = 0.0) -> None:
         """Wait for what must happen; refuses after the harness's patience, with the workers' last lines."""
-        deadline = time.monotonic() + self.harness.patience
+        patience = max(self.harness.patience, at_least)
+        deadline = time.monotonic() + patience
         while not fact():
             if time.monotonic() > deadline:
                 logs = "".join(f"\n{worker.last_lines()}" for worker in workers or self.running())
-                raise Refused(f"waited {self.harness.patience:g} s in vain for {what}{logs}")
+                raise Refused(f"waited {patience:g} s in vain for {what}{logs}")
             self._pause(*workers)
 
     def watch(self, wrong: Callable[[], object], seconds: float = WATCH) -> bool:

@@ -26,15 +26,18 @@ def test_there_is_a_wrong_connector_for_every_clause() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("wrong", HARNESSES, ids=lambda wrong: wrong.__name__)
-def test_a_wrong_connector_is_refused_there_and_nowhere_else(
+def test_a_wrong_connector_is_refused_at_no_clause_that_it_keeps(
     wrong: type[Wrong], postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = HARNESSES[wrong]
-    refused = set()
+    refused = {}
     with Kit(harness, database_url=postgres_server.url) as kit:
         for clause in CLAUSES:
             # What is kept may take its time; what is refused is refused by waiting.
             monkeypatch.setattr(harness, "patience", 6.0 if clause in REFUSED_AT[wrong] else 60.0)
-            if kit.judge(clause).result == "refused":
-                refused.add(clause)
-    assert refused == set(REFUSED_AT[wrong])
+            verdict = kit.judge(clause)
+            if verdict.result == "refused":
+                refused[clause] = verdict.text
+    # The others of its list it may keep by luck: they need a crash or a rival at one moment.
+    assert REFUSED_AT[wrong][0] in refused
+    assert {name: text for name, text in refused.items() if name not in REFUSED_AT[wrong]} == {}
