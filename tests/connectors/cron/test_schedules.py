@@ -14,6 +14,7 @@ from fixtures.workers import Log, wait_for
 from refold import App, DefinitionRefused
 from refold.connectors import cron
 from refold.connectors.cron import _runner
+from refold.eventlog import rebuild
 
 MINUTE = timedelta(minutes=1)
 NEVER = datetime(2999, 1, 1, tzinfo=UTC)
@@ -348,6 +349,38 @@ def test_many_schedules_that_are_due_together_are_handed_over_together(
 
 
 def _nothing(tick: cron.Tick) -> None: ...
+
+
+def test_a_rebuild_from_the_events_gives_back_every_schedule_as_it_was(
+    app: App, log: Log, clock: Clock
+) -> None:
+    @cron.schedule("@hourly", missed="all", catch_up=timedelta(days=2), overlap="buffer_all")
+    @app.workflow
+    def hourly(tick: cron.Tick) -> None: ...
+
+    @cron.schedule("@daily", paused=True)
+    @app.workflow
+    def daily(tick: cron.Tick) -> None: ...
+
+    with app:
+        clock.move(timedelta(hours=3))
+        wait_for(lambda: len(ticks(log, "hourly")) == 3, "three hours")
+        cron.pause(app, "hourly", "for the rebuild")
+    before = [position(log, name) for name in ("hourly", "daily")]
+    rebuilt = rebuild(log.url)
+    assert rebuilt.positions == 2
+    assert [position(log, name) for name in ("hourly", "daily")] == before
+    clock.move(timedelta(0))  # what log_now() is belongs to no event
+    with app:
+        cron.resume(app, "hourly")
+        clock.move(timedelta(hours=1))
+        wait_for(lambda: len(ticks(log, "hourly")) == 4, "the hour after")
+        wait_for(
+            lambda: log.one("select count(*) from refold.workflows where finished_at is null") == 0,
+            "the end of all",
+        )
+    assert ticks(log, "hourly") == [f"2030-01-15T{hour}:00:00Z" for hour in (13, 14, 15, 16)]
+    assert ticks(log, "daily") == []
 
 
 def test_jitter_delays_the_start_and_not_the_tick(app: App, log: Log, clock: Clock) -> None:
