@@ -16,7 +16,7 @@ import pytest
 import refold
 from fixtures.workers import Log, wait_for
 from refold import App
-from refold.core import _executor, _worker
+from refold.core import Order, Start, _executor, _worker
 from refold.core._executor import Executor
 from refold.eventlog._log import Append, Flushed, Lane
 
@@ -414,3 +414,47 @@ def test_a_retry_of_a_step_that_was_cancelled_is_not_waited_for_after_a_replay(a
         wait_for(lambda: "MessageReceived" in log.types("w"), "it was replayed")
         wait_evicted(app, log, "w")
         assert due() is None
+
+
+def test_a_parked_workflow_that_is_retried_before_its_workers_answer_has_come_goes_on(
+    app: App, database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Durable, it can be claimed by this very worker, which still has the copy that was parked."""
+    parked, claimed = threading.Event(), threading.Event()
+    flush, load = Lane.flush, Executor.load
+    broken = True
+
+    async def flush_and_answer_late(self: Lane, appends: Sequence[Append]) -> Flushed:
+        flushed = await flush(self, appends)
+        if any(a.stream == "w" and a.head is not None and a.head.status == "parked" for a in appends):
+            parked.set()
+            await asyncio.to_thread(claimed.wait, 10)
+        return flushed
+
+    def load_and_say(self: Executor, workflow: Any, workflow_id: str, *rest: Any, **options: Any) -> None:
+        load(self, workflow, workflow_id, *rest, **options)
+        if parked.is_set():
+            claimed.set()
+
+    monkeypatch.setattr(Lane, "flush", flush_and_answer_late)
+    monkeypatch.setattr(Executor, "load", load_and_say)
+
+    @refold.step
+    def work() -> str:
+        if broken:
+            raise ValueError("no")
+        return "done"
+
+    @app.workflow
+    def fragile() -> str:
+        return work()
+
+    other = App("other", database_url=database_url)
+    app.accept([Start(fragile, "w", b"{}", order=Order("k", 1))], label="feed", timeout=20)
+    with app:
+        assert parked.wait(20)
+        broken = False
+        other.retry("w")
+        other.close()
+        assert app.get("w").result(20) == "done"
+    assert claimed.is_set()

@@ -769,4 +769,102 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ],
         r"assert not True",
     ),
+    Mutant(
+        "a gather that is cancelled does not wait for what its branches undo",
+        [
+            Change(
+                "core/_greenlets.py",
+                "        if ending:\n            tally = _Tally(getcurrent(), len(ending),",
+                "        if not ending:\n            tally = _Tally(getcurrent(), len(ending),",
+            )
+        ],
+        ["tests/core/test_cancel.py::test_a_gather_waits_until_all_that_it_cancelled_has_been_undone"],
+        r"went on before its branches had ended",
+    ),
+    Mutant(
+        "the child that is waited for is not asked to cancel",
+        [
+            Change(
+                _EXECUTOR,
+                "        self._part(resident).messages.append(\n"
+                '            Message(command.child_id, message_id, "CancelRequested", encode_event(asked))\n'
+                "        )\n",
+                "        assert asked\n",
+            )
+        ],
+        ["tests/engine/test_cancel.py::test_the_child_that_it_waits_for_is_cancelled_first"],
+        r"nothing came within 20 s",
+    ),
+    Mutant(
+        "a retry tells the code of the failures again",
+        [
+            Change(
+                "core/_operator.py",
+                "Retried(undelivered=sorted(undelivered))",
+                "Retried(undelivered=[])",
+            )
+        ],
+        [
+            "tests/engine/test_parked.py::test_an_error_out_of_an_ordered_workflow_parks_it_and_a_retry_goes_on_from_there"
+        ],
+        r"nothing came within 20 s",
+    ),
+    Mutant(
+        "a retry has no retries of its own",
+        [Change(_EXECUTOR, "                failures - forgiven,\n", "                failures,\n")],
+        [
+            "tests/engine/test_parked.py::test_each_retry_has_all_the_retries_of_the_step_and_counts_its_attempts_on"
+        ],
+        r"assert \[1, 2, 3, 4, 5\] ==",
+    ),
+    Mutant(
+        "a failure that was answered by something recorded is left out of the retry",
+        [
+            Change(
+                "core/_driver.py",
+                "            self._failed = [failed for failed in self._failed if no < failed[1]]\n",
+                "            pass\n",
+            )
+        ],
+        ["tests/core/test_retry.py::test_retried_as_often_as_it_fails_it_completes_and_replays_exactly"],
+        r"HistoryMismatch|history says",
+    ),
+    Mutant(
+        "a workflow that was parked and is retried at once is lost by its own worker",
+        [
+            Change(
+                _EXECUTOR,
+                "here.claimed_again = here.evicting or here.parked",
+                "here.claimed_again = here.evicting",
+            )
+        ],
+        [
+            "tests/engine/test_rare_moments.py::test_a_parked_workflow_that_is_retried_before_its_workers_answer_has_come_goes_on"
+        ],
+        r"nothing came within 20 s",
+    ),
+    Mutant(
+        "a cancel that meets the parking of its workflow is never read",
+        [
+            Change(
+                _SCHEMA,
+                "                  and (w.status = 'waiting' or i.cancels and w.status in ('parked', 'stuck'))\n",
+                "                  and w.status = 'waiting'\n",
+            )
+        ],
+        ["tests/engine/test_parked.py::test_a_cancel_that_meets_the_parking_of_its_workflow_ends_it"],
+        r"w is cancelled",
+    ),
+    Mutant(
+        "a workflow that never ran is run, to be cancelled",
+        [
+            Change(
+                "core/_operator.py",
+                'held.status in ("parked", "stuck") or not held.ran',
+                'held.status in ("parked", "stuck")',
+            )
+        ],
+        ["tests/engine/test_cancel.py::test_one_that_never_ran_ends_without_its_code_and_without_a_worker"],
+        r"'pending' == 'cancelled'",
+    ),
 )
