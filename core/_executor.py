@@ -61,6 +61,7 @@ from refold.eventlog._events import (
 )
 from refold.eventlog._log import (
     MAILED,
+    TAKEN,
     UNKNOWN,
     Append,
     Flushed,
@@ -97,6 +98,9 @@ class Outside(Protocol):
 
     def look_for_work(self) -> None:
         """Claim what is due or has mail."""
+
+    def take_next(self, taken: Sequence[tuple[str, str]]) -> None:
+        """These (ID, name) were behind others that have ended here, and are this worker's now: load them."""
 
     def find_lost(self) -> None:
         """Load what the heads say is ours and memory does not have."""
@@ -217,6 +221,7 @@ class Executor:
             parent=new.parent,
             parent_no=new.parent_no,
             parks=event.order_key is not None and event.parks,
+            ordered=event.order_key is not None,
             next_seq=1,
             durable_seq=1,
             last_at=new.at,
@@ -259,6 +264,7 @@ class Executor:
             parent=first.parent,
             parent_no=first.parent_no,
             parks=first.order_key is not None and first.parks,
+            ordered=first.order_key is not None,
             undelivered=find_undelivered(history),
             next_seq=len(history),
             durable_seq=len(history),
@@ -674,7 +680,9 @@ class Executor:
     def _end(self, resident: Resident, event: Ending, status: str) -> None:
         self._append(resident, event)
         part = self._part(resident)
-        part.head = HeadChange(status, None, finished_at=resident.last_at)
+        part.head = HeadChange(
+            status, None, finished_at=resident.last_at, takes_next=resident.ordered and self.accepting
+        )
         asked = list(resident.watchers)
         if resident.parent is not None and resident.parent_no is not None:
             asked.append((resident.parent, resident.parent_no))
@@ -767,6 +775,9 @@ class Executor:
         self.clock.refresh(flushed.log_time)
         if UNKNOWN in flushed.existing:
             self._outside.find_lost()
+        taken = [each.split(TAKEN)[1:] for each in flushed.existing if each.startswith(TAKEN)]
+        if taken:
+            self._outside.take_next([(workflow_id, name) for workflow_id, name in taken])
         ready: list[StepCall] = []
         for key, append in batch.items():
             error = flushed.refused.get(append.stream)

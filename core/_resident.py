@@ -37,6 +37,7 @@ class Resident:
     parent: str | None = None
     parent_no: int | None = None
     parks: bool = False  # an error out of it parks it
+    ordered: bool = False  # others may be behind it
     next_seq: int = 0
     durable_seq: int = 0
     last_at: int = 0

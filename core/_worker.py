@@ -646,6 +646,9 @@ class _Term:
         ):
             await self._load([(workflow_id, head.name)], {}, alone=False)
 
+    def take_next(self, taken: Sequence[tuple[str, str]]) -> None:
+        self.worker.spawn_until_done(lambda: self._load(taken, {}, alone=False))
+
     def find_lost(self) -> None:
         self._lost = False
         self.worker.spawn_until_done(self._find_lost)

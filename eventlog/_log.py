@@ -73,13 +73,17 @@ class NewEvent(msgspec.Struct, frozen=True):
 
 
 class HeadChange(msgspec.Struct, frozen=True):
-    """What the head of a workflow of this worker becomes."""
+    """What the head of a workflow of this worker becomes.
+
+    Ended, with `takes_next`, it has the next one of its order put into the same worker's hands (see `TAKEN`).
+    """
 
     status: str
     owner: str | None
     due_at: int | None = None
     finished_at: int | None = None
     fingerprint: str | None = None
+    takes_next: bool = False
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -129,13 +133,13 @@ def is_transient(error: psycopg.Error) -> bool:
 
 _PAUSE: Final = 0.01  # seconds; a full disk is not emptied by asking faster
 
-# 4 of the fence, 15 of starts, 6 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
+# 4 of the fence, 15 of starts, 7 of heads, 5 of events, 6 of positions, 2 of folded and 4 of new messages, 1 wake.
 _FLUSH: Final[LiteralString] = (
     "select log_time, existing from refold.flush("
     "%s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, "
-    "%s, %s, %s, %s, %s, %s, "
+    "%s, %s, %s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, "
     "%s, %s, %s, %s, %s, %s, %s)"
@@ -208,6 +212,7 @@ def _columns(appends: Sequence[Append]) -> list[Any]:
         Times([head.due_at for _, head in heads]),
         Times([head.finished_at for _, head in heads]),
         Texts([head.fingerprint for _, head in heads]),
+        Flags([head.takes_next for _, head in heads] if any(head.takes_next for _, head in heads) else ()),
         Texts([stream for stream, _ in events]),
         Ints([event.seq for _, event in events]),
         Texts([event.type for _, event in events]),
@@ -467,6 +472,8 @@ UNKNOWN: Final = "\0unknown"
 MAILED: Final = "\x01"
 # And before that of a new one that is behind another of its order: it has no owner, though one was given.
 BEHIND: Final = "\x02"
+# And before the ID and the name, with the same between them, of one that was behind and is in this worker's hands now.
+TAKEN: Final = "\x03"
 
 READ_STREAM: Final[LiteralString] = (
     "select seq, at, body from refold.events where workflow_id = %s order by seq"

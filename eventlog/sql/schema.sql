@@ -203,29 +203,41 @@ begin
     return coalesce(held, '{}');
 end $$;
 
--- Makes the next workflow of each of these keys the first, where there is none any more.
-create or replace function refold.move_up(f_keys text[]) returns void language plpgsql
+-- Makes the next workflow of each of these keys the first, where there is none any more. Given a name with the key, a
+-- next one of that name goes into `f_worker`'s hands at once, who has just ended such a one; returns those, in the form
+-- \x03 ID \x03 name.
+create or replace function refold.move_up(f_keys text[], f_names text[] default null, f_worker text default null)
+returns text[] language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
-    now_ timestamptz := refold.log_now();
-    due  timestamptz;
+    now_  timestamptz := refold.log_now();
+    due   timestamptz;
+    taken text[];
 begin
     with up as (
         update refold.workflows w
            set behind = false,
-               status = case when w.status = 'parked' then 'parked' else 'pending' end,
-               due_at = case when w.status <> 'parked' then greatest(now_, w.not_before) end
-          from unnest(f_keys) as k(key), lateral (
-               select n.workflow_id from refold.workflows n
-                where n.order_key = k.key and n.behind order by n.order_no, n.workflow_id limit 1) n
+               owner = case when n.taken then f_worker end,
+               status = case when n.taken then 'running' when w.status = 'parked' then 'parked' else 'pending' end,
+               due_at = case when w.status <> 'parked' then greatest(now_, w.not_before) end,
+               claimed_seq = case when n.taken then (select max(e.seq) + 1 from refold.events e
+                                                      where e.workflow_id = w.workflow_id) else w.claimed_seq end
+          from unnest(f_keys, f_names) as k(key, name), lateral (
+               select o.workflow_id, k.name is not null and o.name = k.name and o.status <> 'parked'
+                                     and o.suspicion < 3 and coalesce(o.not_before <= now_, true) as taken
+                 from refold.workflows o
+                where o.order_key = k.key and o.behind order by o.order_no, o.workflow_id limit 1) n
          where w.workflow_id = n.workflow_id and w.behind
            and not exists (select from refold.workflows f
                             where f.order_key = k.key and f.finished_at is null and not f.behind)
-        returning w.due_at
+        returning w.workflow_id, w.name, w.owner, w.due_at
     )
-    select min(up.due_at) into due from up;
+    select min(up.due_at) filter (where up.owner is null),
+           array_agg(E'\x03' || up.workflow_id || E'\x03' || up.name) filter (where up.owner is not null)
+      into due, taken from up;
     perform refold.wake_for(due, now_);
+    return taken;
 end $$;
 
 -- Tells workers of work that is due at `due`, so that nobody sleeps past it.
@@ -264,6 +276,7 @@ create or replace function refold.flush(
     s_digest text[], s_at timestamptz[], s_body bytea[], s_end bytea[],
     s_key text[], s_no bigint[], s_not_before timestamptz[], s_findable boolean[],
     h_id text[], h_status text[], h_owner text[], h_due timestamptz[], h_finished timestamptz[], h_fingerprint text[],
+    h_takes_next boolean[],
     e_id text[], e_seq int[], e_type text[], e_at timestamptz[], e_body bytea[],
     p_source text[], p_stream text[], p_next_seq int[], p_position bytea[], p_label text[], p_at timestamptz[],
     d_id text[], d_message text[],
@@ -277,6 +290,7 @@ declare
     s_behind boolean[];  -- of each start that takes a place in an order; null for the others
     held     jsonb;
     ended    text[];
+    names    text[];
     parked   text[];
 begin
     if f_worker is not null then
@@ -355,19 +369,20 @@ begin
                set status = h.status, owner = h.owner, due_at = case when not w.behind then h.due end,
                    finished_at = h.finished, behind = w.behind and h.finished is null, fingerprint = h.fingerprint,
                    alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
-              from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint)
-                   as h(id, status, owner, due, finished, fingerprint)
+              from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint, h_takes_next)
+                   as h(id, status, owner, due, finished, fingerprint, takes_next)
              -- Not "=": that would be looked up in workflows_owned, through the dead entries of all that it ever owned.
              where w.workflow_id = h.id and w.owner is not distinct from f_worker
-            returning w.order_key, w.status, w.finished_at
+            returning w.order_key, w.status, w.finished_at, case when h.takes_next then w.name end as name
         )
         select array_agg(c.order_key) filter (where c.finished_at is not null),
+               array_agg(c.name) filter (where c.finished_at is not null),
                array_agg(c.order_key) filter (where c.status in ('parked', 'cancelled'))
-          into ended, parked
+          into ended, names, parked
           from changed c where c.order_key is not null;
         -- Statements of their own: they see whom others have put behind these since this flush began.
         if ended is not null then
-            perform refold.move_up(ended);
+            existing := existing || refold.move_up(ended, names, f_worker);
         end if;
         if parked is not null then
             perform refold.mark_behind(parked);

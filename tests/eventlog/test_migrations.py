@@ -31,9 +31,9 @@ _FUNCTIONS: Final[LiteralString] = """
 
 
 def _flush_1(connection: Connection, *appends: Append) -> None:
-    """Flush as the programs of schema 1 do: without the four arrays that came with 2."""
+    """Flush as the programs of schema 1 do: without the arrays that came with 2."""
     columns = _columns(appends)
-    del columns[11:15]
+    del columns[21], columns[11:15]
     statement = "select * from refold.flush(" + ", ".join(["%s"] * (4 + len(columns))) + ")"
     connection.execute(statement, (None, None, None, None, *columns), binary=True)  # pyright: ignore[reportArgumentType, reportCallIssue]
 

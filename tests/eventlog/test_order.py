@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from fixtures.lanes import (
+    BEGAN,
     FakeWorker,
     MakeWorker,
     Run,
@@ -20,7 +21,7 @@ from fixtures.lanes import (
 )
 from fixtures.orders import Shop, ordered
 from fixtures.workers import Log, wait_for
-from refold.eventlog._log import BEHIND, Append
+from refold.eventlog._log import BEHIND, TAKEN, Append, HeadChange
 
 Session = Callable[[], psycopg.Connection[Any]]
 
@@ -102,6 +103,32 @@ def test_the_death_of_a_worker_changes_no_order(orders: Shop, make_worker: MakeW
     other.declare_dead(orders.worker)
     assert other.claim() == ["a"]
     assert other.claim() == []
+
+
+def test_who_ends_one_may_have_the_next_in_hand_at_once(orders: Shop) -> None:
+    soon = _now(orders.log) + 3_600_000_000
+    nexts = [
+        ordered("b1", "k1", 2),
+        ordered("b2", "k2", 2, poison=True),
+        ordered("b3", "k3", 2, not_before=soon),
+        ordered("b4", "k4", 2, name="other"),
+        ordered("b5", "k5", 2),
+    ]
+    orders.start(*(ordered(f"a{n}", f"k{n}", 1, owner="w1") for n in range(1, 6)), *nexts)
+    heads = [HeadChange("completed", None, finished_at=BEGAN + 1, takes_next=n < 5) for n in range(1, 6)]
+    flushed = orders.worker.flush(
+        *(Append(f"a{n}", events=[completed(1)], head=head) for n, head in enumerate(heads, 1))
+    )
+    assert flushed.existing == {TAKEN + "b1" + TAKEN + "order"}
+    assert orders.status("b1", "b2", "b3", "b4", "b5") == [
+        "running",
+        "parked",
+        "pending",
+        "pending",
+        "pending",
+    ]
+    assert orders.log.rows("select workflow_id from refold.workflows where owner = 'w1'") == [("b1",)]
+    assert orders.claim() == ["b5"]
 
 
 # Parked ones, and what a person decides of them.

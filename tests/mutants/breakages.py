@@ -187,9 +187,10 @@ MUTANTS: Final[Sequence[Mutant]] = (
         [
             Change(
                 _EXECUTOR,
-                "        part.head = HeadChange(status, None, finished_at=resident.last_at)\n",
-                "        part.head = HeadChange(status, None, finished_at=resident.last_at)\n"
-                "        self._outside.ended(resident.id, event)\n",
+                "        self._append(resident, event)\n"
+                "        part = self._part(resident)\n        part.head = HeadChange(\n",
+                "        self._append(resident, event)\n        part = self._part(resident)\n"
+                "        self._outside.ended(resident.id, event)\n        part.head = HeadChange(\n",
             )
         ],
         ["tests/engine/test_durable_first.py::test_a_result_is_given_when_it_is_durable_and_not_before"],
@@ -583,7 +584,13 @@ MUTANTS: Final[Sequence[Mutant]] = (
     ),
     Mutant(
         "who ends the first of a key forgets the next",
-        [Change(_SCHEMA, "            perform refold.move_up(ended);\n", "            null;\n")],
+        [
+            Change(
+                _SCHEMA,
+                "            existing := existing || refold.move_up(ended, names, f_worker);\n",
+                "            null;\n",
+            )
+        ],
         ["tests/eventlog/test_order.py::test_of_one_key_one_is_due_at_a_time_and_in_order"],
         r"assert \[\] == \['b'\]",
     ),

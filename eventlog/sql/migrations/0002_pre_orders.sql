@@ -27,7 +27,7 @@ begin
            f_worker, f_lane, f_epoch, f_flush_no,
            s_id, s_name, s_status, s_owner, s_source, s_parent, s_parent_no, s_digest, s_at, s_body, s_end,
            null::text[], null::bigint[], null::timestamptz[], null::boolean[],
-           h_id, h_status, h_owner, h_due, h_finished, h_fingerprint,
+           h_id, h_status, h_owner, h_due, h_finished, h_fingerprint, null::boolean[],
            e_id, e_seq, e_type, e_at, e_body,
            p_source, p_stream, p_next_seq, p_position, p_label, p_at,
            d_id, d_message, i_id, i_message, i_type, i_body, wake) f;
