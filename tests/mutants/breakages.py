@@ -874,4 +874,76 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ["tests/engine/test_cancel.py::test_one_that_never_ran_ends_without_its_code_and_without_a_worker"],
         r"'pending' == 'cancelled'",
     ),
+    Mutant(
+        "the records of a key are in order without regard to their offsets",
+        [Change("connectors/kafka/_starts.py", "return Order(key, record.offset)", "return Order(key, 0)")],
+        ["tests/connectors/test_kafka_order.py::test_what_waits_behind_a_parked_key_does_not_stop_the_topic"],
+        r"At index \d+ diff: 'a",
+    ),
+    Mutant(
+        "an order goes on in the next life of its topic",
+        [
+            Change(
+                "connectors/kafka/_identity.py",
+                """    which = f"{topic_id or ''}~{era}" if era else topic_id or ""\n    base""",
+                """    which = ""\n    base""",
+            )
+        ],
+        [
+            "tests/connectors/test_kafka_pure.py::test_two_orders_have_one_key_only_when_all_that_counts_is_the_same"
+        ],
+        r"== False|== \(|changed=",
+    ),
+    Mutant(
+        "a published record has another ID at each try",
+        [
+            Change(
+                "connectors/kafka/_publish.py",
+                "outgoing.id or step_info().idempotency_key",
+                "outgoing.id or uuid.uuid4().hex",
+            )
+        ],
+        ["tests/connectors/test_kafka_publish.py::test_a_repeat_after_a_crash_has_the_same_id"],
+        r"ship-1/0",
+    ),
+    Mutant(
+        "a record that is delivered again is another message to its workflow",
+        [
+            Change(
+                "connectors/kafka/_starts.py",
+                "return Send(to=to, id=id,",
+                "return Send(to=to, id=f'{id}/{object()!r}',",
+            )
+        ],
+        ["tests/connectors/test_kafka_signal.py::test_a_record_that_is_delivered_again_is_no_second_message"],
+        r"assert 2 == 1",
+    ),
+    Mutant(
+        "dead letters are begun only for what this process has parked itself",
+        [
+            Change(
+                "connectors/kafka/_dead_letters.py",
+                "self._over.clear()\n        self._look.set()",
+                "self._over.clear()",
+            ),
+            Change("connectors/kafka/_dead_letters.py", "self._look.wait(_LOOK_EVERY)", "self._look.wait()"),
+        ],
+        [
+            "tests/connectors/test_kafka_dead_letters.py::test_a_letter_is_not_lost_wherever_the_worker_dies"
+            "[before the letter is begun]"
+        ],
+        r"the letter and the next record",
+    ),
+    Mutant(
+        "a hand-over is bounded in records only",
+        [
+            Change(
+                "connectors/kafka/_backlog.py",
+                "if taken and size_of(record) > size:",
+                "if size < 0 and taken and not record:",
+            )
+        ],
+        ["tests/connectors/test_kafka_pure.py::test_a_hand_over_is_bounded_in_records_and_in_bytes"],
+        r"assert \d+ <= \d+",
+    ),
 )
