@@ -1,7 +1,8 @@
 """`refold sources`: how far each source of workflow starts has come, whatever connector it belongs to."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -18,38 +19,81 @@ from refold.core.cli._output import clock, common, database_option, example, pri
 @database_option
 @common
 def sources_command(prefix: str, database_url: str | None, as_json: bool) -> None:
-    """Show what starts workflows from outside: partitions, streams, schedules. PREFIX chooses by the source's name.
+    """Show what starts workflows from outside: partitions, schedules, endpoints. PREFIX chooses by the source's name.
 
-    The position is what Postgres holds, and what counts. A connector's own command says more: `refold kafka positions`.
+    The position is what Postgres holds, and what counts; a source that keeps none has the label of its workflows alone.
+    IN FLIGHT counts the workflows of a label that have not ended. A connector's own command says more: `refold kafka
+    status`.
     """
     with open_log(database_url) as log:
         found = log.positions(prefix)
+        in_flight = log.in_flight("" if found or not prefix else prefix)
+    rows = [_Row.of(at, in_flight.get(at.label, {})) for at in found]
+    known = {row.label for row in rows}
+    rows += [
+        _Row(None, label, None, counts, None)
+        for label, counts in sorted(in_flight.items())
+        if label not in known and label.startswith(prefix)
+    ]
     if as_json:
-        print_json([_fields(at) for at in found])
+        print_json([row.fields() for row in rows])
         return
-    if not found:
+    if not rows:
         click.echo("no sources" + (f" like that: {prefix}" if prefix else " yet"))
         return
     print_table(
-        ("SOURCE", "LABEL", "POSITION", "HANDED OVER"),
-        ((at.source, at.label, _shown(at.position), clock(_moment(at))) for at in found),
+        ("SOURCE", "LABEL", "POSITION", "IN FLIGHT", "HANDED OVER"),
+        (
+            (
+                row.source or "-",
+                row.label,
+                _shown(row.position),
+                row.counted(),
+                clock(row.at) if row.at else "-",
+            )
+            for row in rows
+        ),
         flexible=0,
     )
 
 
-def _fields(at: SourcePosition) -> dict[str, Any]:
-    position = None if at.position is None else msgspec.json.decode(at.position)
-    return {
-        "source": at.source,
-        "label": at.label,
-        "position": position,
-        "handed_over_at": stamp(_moment(at)),
-    }
+class _Row(NamedTuple):
+    """One source; of a label without positions what is in flight."""
+
+    source: str | None
+    label: str
+    position: bytes | None
+    in_flight: Mapping[str, int]
+    at: datetime | None
+
+    @classmethod
+    def of(cls, at: SourcePosition, in_flight: Mapping[str, int]) -> "_Row":
+        """Return the row of a source with a position."""
+        moment = datetime.fromtimestamp(at.at / 1e6, UTC)
+        return cls(at.source, at.label, at.position, in_flight, moment)
+
+    def counted(self) -> str:
+        """Return how many are in flight, and of which status where that is not the usual one."""
+        total = sum(self.in_flight.values())
+        parked = self.in_flight.get("parked", 0)
+        return f"{total}, {parked} parked" if parked else str(total)
+
+    def fields(self) -> dict[str, Any]:
+        """Return this row for programs."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "position": None if self.position is None else msgspec.json.decode(self.position),
+            "in_flight": dict(self.in_flight),
+            "handed_over_at": stamp(self.at) if self.at else None,
+        }
 
 
 def _shown(position: bytes | None) -> str:
     """Return a position, which is its connector's own JSON, in a form to read: `next_offset 5, era 1`."""
-    value = None if position is None else msgspec.json.decode(position)
+    if position is None:
+        return "-"
+    value = msgspec.json.decode(position)
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(part)}" for key, part in value.items() if part not in (None, {}, []))
     return _plain(value)
@@ -57,10 +101,6 @@ def _shown(position: bytes | None) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _moment(at: SourcePosition) -> datetime:
-    return datetime.fromtimestamp(at.at / 1e6, UTC)
 
 
 __all__ = ["sources_command"]

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+import refold
 from fixtures.terminal import Terminal
+from fixtures.workers import wait_for
+from refold import App
+from refold.core import Start
 
 BEADS = '''\
 """A connector for beads on a string, as a third party could have written it."""
@@ -96,15 +100,40 @@ def test_a_connector_that_cannot_describe_itself_does_not_keep_the_app_from_runn
 def test_sources_of_any_connector_are_listed(desk: Terminal) -> None:
     assert desk.type("sources").out == "no sources yet\n"
     dev = desk.start("dev", "beads.py")
-    dev.wait_for(["beads.py runs, ..."])
+    dev.wait_for(["beads.py runs, ...", "...completed", "...completed"])
     dev.interrupt()
     heading, row = desk.type("sources").out.splitlines()
-    assert heading.split() == ["SOURCE", "LABEL", "POSITION", "HANDED", "OVER"]
-    assert row.split()[:-1] == ["beads:string", "beads", "next", "2"]
+    assert heading.split() == ["SOURCE", "LABEL", "POSITION", "IN", "FLIGHT", "HANDED", "OVER"]
+    assert row.split()[:-1] == ["beads:string", "beads", "next", "2", "0"]
     (found,) = desk.type("sources", "--json").json
     assert {key: value for key, value in found.items() if key != "handed_over_at"} == {
         "source": "beads:string",
         "label": "beads",
         "position": {"next": 2, "knots": []},
+        "in_flight": {},
     }
     assert desk.type("sources", "other:").out == "no sources like that: other:\n"
+
+
+def test_what_is_in_flight_is_counted_also_for_sources_without_a_position(
+    desk: Terminal, database_url: str
+) -> None:
+    with App("beads", database_url=database_url) as app:
+
+        @app.workflow
+        def on_ring(key: str) -> bool:
+            return refold.recv("approval", bool)
+
+        app.accept([Start(on_ring, f"bell:{n}", b'{"key": "x"}') for n in range(3)], label="bell")
+        wait_for(lambda: app.in_flight() == {"bell": {"waiting": 3}}, "all three wait")
+    _, row = desk.type("sources").out.splitlines()
+    assert row.split() == ["-", "bell", "-", "3", "-"]
+    assert desk.type("sources", "--json").json == [
+        {
+            "source": None,
+            "label": "bell",
+            "position": None,
+            "in_flight": {"waiting": 3},
+            "handed_over_at": None,
+        }
+    ]
