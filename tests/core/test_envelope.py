@@ -72,6 +72,7 @@ def test_bytes_and_text_are_taken_as_they_came() -> None:
         (b'{"id": "\xff"}', "it is not UTF-8 (invalid start byte at byte 8)"),
         (b'{"id": "o", "unknown": "\xff"}', "it is not UTF-8 (invalid start byte at byte 24)"),
     ],
+    ids=["malformed", "empty", "incomplete", "string", "skipped"],
 )
 def test_a_body_that_does_not_fit_is_recorded_as_failed_with_its_bytes(body: bytes, problem: str) -> None:
     start = Envelope(on_order, Letter, where="post").start("post:1", body, what="letter 1", sender="ada")

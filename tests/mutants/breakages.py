@@ -945,4 +945,54 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ["tests/connectors/test_kafka_pure.py::test_a_hand_over_is_bounded_in_records_and_in_bytes"],
         r"assert \d+ <= \d+",
     ),
+    Mutant(
+        "the conformance kit does not look whether anything was done twice",
+        [
+            Change(
+                "testing/_stage.py",
+                "for key, times in self.done().items() if times > 1}",
+                "for key, times in self.done().items() if times > 9}",
+            )
+        ],
+        [
+            "tests/testing/test_wrong_connectors.py::"
+            "test_a_wrong_connector_is_refused_at_the_clause_that_it_breaks[NewIdPerDelivery]"
+        ],
+        r"'kept' == 'refused'",
+    ),
+    Mutant(
+        "the conformance kit's crash comes when the connector knows already",
+        [
+            Change(
+                "testing/_probe.py",
+                "        self._probe.wait_before()\n"
+                "        accepted = super().accept(items, **options)\n"
+                '        self._probe.at("after")\n'
+                "        return accepted\n",
+                "        self._probe.wait_before()\n"
+                "        accepted = super().accept(items, **options)\n"
+                '        threading.Timer(0.5, self._probe.at, ("after",)).start()\n'
+                "        return accepted\n",
+            )
+        ],
+        [
+            "tests/testing/test_wrong_connectors.py::"
+            "test_a_wrong_connector_is_refused_at_the_clause_that_it_breaks[RemembersUnderALock]"
+        ],
+        r"'kept' == 'refused'",
+    ),
+    Mutant(
+        "a field that the type skips may hold bytes that are no UTF-8",
+        [
+            Change(
+                "core/_envelope.py",
+                '        body.decode("utf-8")\n        self._decode(body)\n',
+                "        self._decode(body)\n",
+            )
+        ],
+        [
+            "tests/core/test_envelope.py::test_a_body_that_does_not_fit_is_recorded_as_failed_with_its_bytes[skipped]"
+        ],
+        r"assert None is not None",
+    ),
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures.postgres import PostgresServer
-from fixtures.wrong_connectors import HARNESSES, REFUSED_AT, Wrong
+from fixtures.wrong_connectors import BECAUSE, HARNESSES, REFUSED_AT, Wrong
 from refold.testing import CLAUSES, Kit
 
 
@@ -16,7 +16,7 @@ def test_a_wrong_connector_is_refused_at_the_clause_that_it_breaks(
     with Kit(HARNESSES[wrong], database_url=postgres_server.url) as kit:
         verdict = kit.judge(clause)
     assert verdict.result == "refused"
-    assert verdict.text
+    assert BECAUSE[wrong] in verdict.text
 
 
 def test_there_is_a_wrong_connector_for_every_clause() -> None:
