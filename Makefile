@@ -40,11 +40,15 @@ $(READY): pyproject.toml constraints.txt tests/requirements.txt
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]' -r tests/requirements.txt
 	@touch $@
 
-# PgBouncer comes from Debian, where that can be installed. Without it its tests are skipped with a line that
-# says so, unless REFOLD_REQUIRE_ALL is set: then the fixture fails.
+# PgBouncer and NATS come from Debian, where that can be installed. Without one of them its tests are skipped with a
+# line that says so, unless REFOLD_REQUIRE_ALL is set: then the fixture fails.
+SERVICES := pgbouncer nats-server
+
 services:
-	@if ! command -v pgbouncer >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends pgbouncer; } \
+	@wanted=""; for program in $(SERVICES); do \
+		PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || wanted="$$wanted $$program"; done; \
+	if [ -n "$$wanted" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$wanted; } \
 			>/tmp/refold-apt.log 2>&1 || { tail -5 /tmp/refold-apt.log; test -z "$${REFOLD_REQUIRE_ALL:-}"; }; \
 	fi
 
