@@ -9,6 +9,7 @@ _SUBJECTS = (
     "proxy",
     "pgbouncer",
     "brokers",
+    "nats_server",
     "built",
     "terminal",
     "workers",

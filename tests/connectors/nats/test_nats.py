@@ -1,0 +1,290 @@
+"""Each message of a stream is one workflow: streams that are made again, servers that go away, consumers of others."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.nats_server import NatsServer
+from fixtures.workers import wait_for
+from refold import App
+from refold.connectors import nats
+from refold.connectors.nats._jetstream import ConsumerConfig, JetStreamRefused
+from refold.connectors.nats._message import start_of
+from refold.connectors.nats._reader import Settings, problem_of
+from refold.core import DefinitionRefused, Envelope
+
+
+class Order(msgspec.Struct):
+    id: str
+    amount: int = 1
+
+
+def order(id: str) -> bytes:
+    return msgspec.json.encode(Order(id))
+
+
+class Running:
+    """An app that reads `stream` while the block runs; its workflow returns the order's ID and the subject."""
+
+    def __init__(self, url: str, server: NatsServer, stream: str, subject: str | None = None) -> None:
+        self.app = App("shop", database_url=url)
+
+        @nats.consumer(
+            stream,
+            name="checkout",
+            servers=server.url,
+            subject=subject,
+            ack_wait=timedelta(seconds=2),
+        )
+        @self.app.workflow
+        def on_order(message: nats.Message[Order]) -> list[str]:
+            return [message.value.id, message.subject, message.headers.get("Trace", "")]
+
+    def results(self) -> list[list[str]]:
+        page = self.app.list(name="on_order", limit=1_000)
+        return sorted(self.app.get(info.id).result() for info in page.items if info.status == "completed")
+
+    def ids(self) -> list[str]:
+        return [info.id for info in self.app.list(name="on_order", limit=1_000).items]
+
+    def wait_for(self, count: int) -> None:
+        wait_for(lambda: len(self.results()) >= count, f"{count} workflows completed", timeout=60)
+
+
+@contextmanager
+def running(url: str, server: NatsServer, stream: str, subject: str | None = None) -> Iterator[Running]:
+    reads = Running(url, server, stream, subject)
+    with reads.app:
+        yield reads
+
+
+@pytest.fixture
+def stream(nats_server: NatsServer) -> str:
+    """The name of a new stream, of the subjects {name}.>"""
+    name = f"orders-{uuid4().hex[:10]}"
+    nats_server.make_stream(name)
+    return name
+
+
+def test_a_message_starts_a_workflow_with_its_value_subject_and_headers(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream) as reads:
+        nats_server.publish(f"{stream}.new", order("o-1"), headers={"Trace": "t-1"})
+        reads.wait_for(1)
+        assert reads.results() == [["o-1", f"{stream}.new", "t-1"]]
+        wait_for(lambda: nats_server.unacknowledged(stream, "checkout") == 0, "acknowledged", timeout=60)
+
+
+def test_the_messages_of_a_stream_that_was_made_again_are_other_messages(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream) as reads:
+        assert nats_server.publish(f"{stream}.new", order("old-1"), order("old-2")) == [1, 2]
+        reads.wait_for(2)
+        nats_server.delete_stream(stream)
+        nats_server.make_stream(stream)
+        assert nats_server.publish(f"{stream}.new", order("new-1"), order("new-2")) == [1, 2]
+        reads.wait_for(4)
+        assert [id for id, *_ in reads.results()] == ["new-1", "new-2", "old-1", "old-2"]
+        assert len(set(reads.ids())) == 4
+
+
+def test_a_stream_that_was_made_again_while_no_worker_ran_is_read_from_its_first_message(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream) as reads:
+        nats_server.publish(f"{stream}.new", order("old-1"))
+        reads.wait_for(1)
+    nats_server.delete_stream(stream)
+    nats_server.make_stream(stream)
+    nats_server.publish(f"{stream}.new", order("new-1"))
+    with running(database_url, nats_server, stream) as reads:
+        reads.wait_for(2)
+        assert [id for id, *_ in reads.results()] == ["new-1", "old-1"]
+
+
+def test_only_messages_of_the_subject_are_taken(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream, subject=f"{stream}.paid") as reads:
+        nats_server.publish(f"{stream}.new", order("o-1"))
+        nats_server.publish(f"{stream}.paid", order("o-2"))
+        reads.wait_for(1)
+        assert [id for id, *_ in reads.results()] == ["o-2"]
+
+
+def test_a_server_that_goes_away_and_comes_back_loses_nothing(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream) as reads:
+        nats_server.publish(f"{stream}.new", order("o-1"))
+        reads.wait_for(1)
+        nats_server.stop()
+        nats_server.start()
+        nats_server.publish(f"{stream}.new", order("o-2"))
+        reads.wait_for(2)
+
+
+def test_a_worker_may_start_before_the_server_and_the_stream_are_there_and_stop_without_them(
+    database_url: str, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"later-{uuid4().hex[:10]}"
+    with caplog.at_level(logging.WARNING, "refold.nats"), running(database_url, nats_server, name) as reads:
+        wait_for(lambda: "stream not found" in caplog.text, "the missing stream is named", timeout=60)
+        nats_server.make_stream(name)
+        nats_server.publish(f"{name}.new", order("o-1"))
+        reads.wait_for(1)
+        nats_server.stop()
+        wait_for(lambda: "reach NATS at" in caplog.text, "the missing server is named", timeout=60)
+    nats_server.start()
+
+
+def test_a_durable_consumer_that_gives_messages_up_is_not_used(
+    database_url: str, nats_server: NatsServer, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    nats_server.make_consumer(stream, durable_name="checkout", ack_policy="explicit", max_deliver=3)
+    with caplog.at_level(logging.WARNING, "refold.nats"), running(database_url, nats_server, stream) as reads:
+        nats_server.publish(f"{stream}.new", order("o-1"))
+        wait_for(lambda: "gives a message up after 3 deliveries" in caplog.text, "it says why", timeout=60)
+        assert reads.ids() == []
+        nats_server.delete_consumer(stream, "checkout")
+        reads.wait_for(1)
+
+
+def test_the_report_says_what_the_server_said_last(
+    database_url: str, nats_server: NatsServer, stream: str
+) -> None:
+    with running(database_url, nats_server, stream) as reads:
+        [connector] = reads.app.connectors
+        nats_server.publish(f"{stream}.new", order("o-1"), order("o-2"))
+        reads.wait_for(2)
+        nats_server.publish(f"{stream}.new", order("o-3"))
+        reads.wait_for(3)
+        [report] = connector.report()
+        assert (report.source, report.label, report.paused) == ("nats:checkout", "checkout", False)
+        assert report.lag is not None
+        assert connector.describe() == [f"checkout: stream {stream} at {nats_server.url}"]
+
+
+# Pure.
+
+
+def settings(**more: object) -> Settings:
+    app = App("shop")
+
+    @app.workflow
+    def on_order(message: nats.Message[Order]) -> None: ...
+
+    given = {
+        "envelope": Envelope(on_order, nats.Message, where="here"), "name": "checkout", "stream": "ORDERS",
+        "durable": "checkout", "subject": "", "from_now": False, "ack_wait": 30.0, "batch_size": 10,
+        "max_in_flight": 10, "options": {}, **more,
+    }  # fmt: skip
+    return Settings(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (ConsumerConfig("explicit"), None),
+        (ConsumerConfig("explicit", deliver_subject="x"), "push consumer"),
+        (ConsumerConfig("none"), "messages would be lost"),
+        (ConsumerConfig("all"), "messages would be lost"),
+        (ConsumerConfig("explicit", max_deliver=1), "gives a message up after 1 deliveries"),
+        (ConsumerConfig("explicit", filter_subject="ORDERS.paid"), "filter"),
+        (ConsumerConfig("explicit", filter_subjects=["a", "b"]), "filter"),
+    ],
+)
+def test_a_consumer_that_cannot_keep_the_promise_is_refused(config: ConsumerConfig, says: str | None) -> None:
+    problem = problem_of(config, settings())
+    assert problem is None if says is None else says in str(problem)
+
+
+identities = st.tuples(
+    st.text(
+        st.characters(exclude_characters=" \t\r\n\f\0.*>/\\", exclude_categories=["Cs", "Cc"]), min_size=1
+    ),
+    st.text(
+        st.characters(exclude_characters=" \t\r\n\f\0.*>/\\", exclude_categories=["Cs", "Cc"]), min_size=1
+    ),
+    st.datetimes(),
+    st.integers(1, 2**63),
+)
+
+
+@given(identities, identities)
+def test_two_messages_never_get_one_id(
+    one: tuple[str, str, datetime, int], other: tuple[str, str, datetime, int]
+) -> None:
+    envelope = settings().envelope
+
+    def id_of(which: tuple[str, str, datetime, int]) -> str:
+        consumer, stream, created, sequence = which
+        return start_of(
+            envelope, consumer=consumer, stream=stream, created=created.isoformat(), sequence=sequence,
+            time=datetime(2026, 1, 1, tzinfo=UTC), subject="s", headers=None, body=b"{}",
+        ).id  # fmt: skip
+
+    assert (id_of(one) == id_of(other)) == (one == other)
+
+
+@given(st.binary(), st.dictionaries(st.text(), st.text()), st.text())
+def test_no_message_can_stop_its_stream(body: bytes, headers: dict[str, str], subject: str) -> None:
+    start = start_of(
+        settings().envelope, consumer="c", stream="s", created="t", sequence=1,
+        time=datetime(2026, 1, 1, tzinfo=UTC), subject=subject, headers=headers, body=body,
+    )  # fmt: skip
+    msgspec.json.decode(start.input)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"stream": "ORDERS.paid"}, "can't be the name of a stream"),
+        ({"stream": "ORDERS", "name": "a b"}, "can't be the name of a consumer"),
+        ({"stream": "ORDERS", "start": "latest"}, "start='latest'"),
+        ({"stream": "ORDERS", "ack_wait": timedelta(0)}, "ack_wait"),
+        ({"stream": "ORDERS", "batch_size": 0}, "batch_size=0"),
+        ({"stream": "ORDERS", "options": {"servers": "x"}}, "options may not set 'servers'"),
+    ],
+)
+def test_a_declaration_that_cannot_work_is_refused_where_it_is_made(
+    arguments: dict[str, object], says: str
+) -> None:
+    app = App("shop")
+
+    @app.workflow
+    def on_order(message: nats.Message[Order]) -> None: ...
+
+    with pytest.raises(DefinitionRefused, match=says):
+        nats.consumer(**arguments)(on_order)  # type: ignore[arg-type]
+
+
+def test_a_worker_without_the_address_of_a_server_says_what_to_set(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REFOLD_NATS_URL", raising=False)
+    app = App("shop", database_url=database_url)
+
+    @nats.consumer("ORDERS")
+    @app.workflow
+    def on_order(message: nats.Message[Order]) -> None: ...
+
+    with pytest.raises(DefinitionRefused, match="set REFOLD_NATS_URL"):
+        app.start_worker()
+
+
+@pytest.mark.raises_error("JetStreamRefused")
+def test_what_jetstream_refuses_is_named_with_its_own_words() -> None:
+    assert str(JetStreamRefused("STREAM.INFO.ORDERS", 404, "stream not found")) == (
+        "JetStream refused STREAM.INFO.ORDERS: stream not found (404). Correct it there or in nats.consumer; the "
+        "connector goes on trying."
+    )
