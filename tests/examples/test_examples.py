@@ -12,6 +12,7 @@ import pytest
 
 from fixtures.brokers import Broker
 from fixtures.kafka_app import headers, records
+from fixtures.nats_server import NatsServer
 from fixtures.slack import APP_TOKEN, TOKEN, FakeSlack
 from fixtures.stage import EXAMPLES, Stage
 from fixtures.workers import wait_for
@@ -30,6 +31,7 @@ def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
         "approval_in_slack",
         "orders_from_kafka",
         "outage",
+        "parcels_from_nats",
         "refund_with_approval",
         "reminder",
         "report_by_schedule",
@@ -275,3 +277,27 @@ def test_a_report_is_made_once_a_day_and_covers_the_days_on_which_nobody_was_the
     stage.move_clock(timedelta(minutes=11))
     assert stage.result(thursday) == "sales until Thu 05 Nov 09:00: 98.28"
     assert stage.log.one("select count(*) from refold.workflows") == 2
+
+
+@pytest.mark.parametrize("stage", ["parcels_from_nats/parcels.py"], indirect=True)
+def test_every_scan_is_noted_once_though_the_worker_is_killed_among_them(
+    stage: Stage, nats_server: NatsServer
+) -> None:
+    environment = {"REFOLD_NATS_URL": nats_server.url}
+    nats_server.make_stream("SCANS", "scans.>")
+    scans = [
+        json.dumps({"parcel": f"p-{n}", "place": "Berlin", "delivered": True}).encode() for n in range(40)
+    ]
+    done = "select count(*) from refold.workflows where status = 'completed'"
+    worker = stage.worker(**environment)
+    nats_server.publish("scans.berlin", *scans[:20])
+    wait_for(lambda: stage.log.one(done) >= 3, "some scans are noted", timeout=60)
+    worker.kill()
+    nats_server.publish("scans.berlin", *scans[20:])
+
+    stage.worker(**environment)
+    wait_for(lambda: stage.log.one(done) == 40, "all scans are noted", timeout=120)
+    rows = stage.log.rows("select parcel from scans")
+    assert sorted(row[0] for row in rows) == sorted(f"p-{n}" for n in range(40))
+    assert stage.log.one("select count(*) from refold.workflows") == 40
+    nats_server.delete_stream("SCANS")
