@@ -23,6 +23,7 @@ class KafkaHarness(Harness):
     name = "kafka"
     kind = "pull"
     max_in_flight = 10
+    ordering: ClassVar[kafka.Ordering] = "none"
 
     def open(self) -> None:
         address = os.environ.get("REFOLD_TEST_KAFKA")
@@ -85,11 +86,23 @@ class KafkaHarness(Harness):
             bootstrap_servers=self.settings["bootstrap"],
             config=Broker.quick,
             max_in_flight=10,
+            ordering=self.ordering,
         )
         @app.workflow
         def on_work(message: kafka.Message[Work]) -> str:
             return perform(message.value)
 
 
+class KafkaInOrderHarness(KafkaHarness):
+    """The same with keys in order."""
+
+    name = "kafka-in-order"
+    ordering: ClassVar[kafka.Ordering] = "key"
+
+
 class TestKafka(Conformance):
     harness: ClassVar[type[Harness]] = KafkaHarness
+
+
+class TestKafkaInOrder(Conformance):
+    harness: ClassVar[type[Harness]] = KafkaInOrderHarness
