@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final
 
 from refold.connectors.slack._acks import Ack
-from refold.connectors.slack._intake import ANSWER_WITHIN, EMPTY, Intake
+from refold.connectors.slack._intake import EMPTY, Intake
 from refold.connectors.slack._kinds import Unreadable, read_request
 from refold.connectors.slack._signature import is_signed
 
@@ -52,7 +52,7 @@ class Endpoint:
             return EMPTY if scope["method"] == "GET" and asked else _WRONG_METHOD
         headers = dict(scope["headers"])
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(self._intake.answer_within):
                 body = await self._read(headers.get(b"content-length"), receive)
         except TimeoutError:
             return _TOO_SLOW

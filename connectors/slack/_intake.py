@@ -69,6 +69,7 @@ class Intake:
         self._own_events = own_events
         self.handlers: list[Handler] = []
         self.acks = Acks()
+        self.answer_within, self.commit_within = ANSWER_WITHIN, COMMIT_WITHIN
         self.steps_run_here = False  # a worker is in this process: an ack may come out of a listener's step
 
     async def take(self, delivery: Delivery, *, since: float | None = None) -> Ack:
@@ -76,7 +77,7 @@ class Intake:
 
         A 2xx means that it is in the log, that it was before, or that there is nothing to be done about it.
         """
-        deadline = (time.monotonic() if since is None else since) + ANSWER_WITHIN
+        deadline = (time.monotonic() if since is None else since) + self.answer_within
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await self._take(delivery, deadline)
@@ -120,7 +121,7 @@ class Intake:
     async def _take_answer(self, answer: tuple[str, str, bytes], id: str) -> Ack:
         to, topic, value = answer
         [accepted] = await self._app.aaccept(
-            [Send(to=to, id=id, topic=topic, value=value)], label=self._label, timeout=COMMIT_WITHIN
+            [Send(to=to, id=id, topic=topic, value=value)], label=self._label, timeout=self.commit_within
         )
         if accepted.ended:
             log.info("an answer to %s came after its end", to)
@@ -152,7 +153,7 @@ class Intake:
         parameter = "payload" if handler is None else handler.parameter
         input = msgspec.json.encode({parameter: {"body": Raw(delivery.raw)}})
         [accepted] = await self._app.aaccept(
-            [Start(workflow=workflow, id=id, input=input)], label=self._label, timeout=COMMIT_WITHIN
+            [Start(workflow=workflow, id=id, input=input)], label=self._label, timeout=self.commit_within
         )
         return bool(accepted.new)
 

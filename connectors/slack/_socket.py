@@ -18,7 +18,7 @@ import msgspec
 
 from refold.connectors.slack._acks import Ack
 from refold.connectors.slack._errors import CallFailed
-from refold.connectors.slack._intake import ANSWER_WITHIN, Intake
+from refold.connectors.slack._intake import Intake
 from refold.connectors.slack._kinds import delivery_of
 
 log: Final = logging.getLogger("refold.slack")
@@ -172,7 +172,7 @@ class Socket:
 
     async def _end(self) -> None:
         if self._under_way:
-            await asyncio.wait(self._under_way, timeout=ANSWER_WITHIN + 1)
+            await asyncio.wait(self._under_way, timeout=self._intake.answer_within + 1)
         for link in list(self._links):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):

@@ -23,6 +23,7 @@ from slack_sdk.web import WebClient
 import refold
 from refold import App
 from refold.connectors import slack
+from refold.connectors.slack import _intake
 
 FOLDER = Path(os.environ["KILL_FOLDER"])
 armed = False
@@ -67,6 +68,8 @@ bolt = Bolt(
     signing_secret="8f742231b10e8888abcd99yyyzzz85a5",
     token_verification_enabled=False,
 )
+if "PATIENT" in os.environ:  # the test is about deaths, not about Slack's three seconds
+    vars(_intake).update(ANSWER_WITHIN=50.0, COMMIT_WITHIN=40.0)
 team = slack.mount(app, bolt, app_token=os.environ.get("APP_TOKEN"))
 
 

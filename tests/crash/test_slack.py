@@ -37,13 +37,25 @@ STARTED: LiteralString = """
 class Play:
     """The program, started again whenever it is dead, and all that Slack has sent to it."""
 
-    def __init__(self, slack: FakeSlack, programs: Programs, folder: Path, url: str, mode: str) -> None:
+    def __init__(
+        self,
+        slack: FakeSlack,
+        programs: Programs,
+        folder: Path,
+        url: str,
+        mode: str,
+        *,
+        patient: bool = False,
+    ) -> None:
         self.slack, self.mode = slack, mode
         self._programs = programs
         self._port = free_port()
         self._environment = {"SLACK_API": slack.api, "KILL_FOLDER": str(folder), "REFOLD_DATABASE_URL": url}
         if mode == "socket":
             self._environment["APP_TOKEN"] = APP_TOKEN
+        if patient:
+            self._environment["PATIENT"] = "yes"
+            slack.patience = 60.0
         slack.endpoint = f"http://127.0.0.1:{self._port}/slack/events"
         self.deaths = self.to_die = 0
         self.events: list[str] = []  # the first word of each event's text
@@ -171,7 +183,7 @@ def own_url(own_postgres: OwnPostgres) -> str:
 def test_every_event_runs_once_wherever_the_process_dies(
     slack: FakeSlack, programs: Programs, tmp_path: Path, database_url: str, mode: str, passes: int
 ) -> None:
-    play = Play(slack, programs, tmp_path, database_url, mode)
+    play = Play(slack, programs, tmp_path, database_url, mode, patient=True)
     chance = random.Random(7)
     for _ in range(passes):
         for point in POINTS:
@@ -201,6 +213,7 @@ def test_a_postgres_that_stands_still_for_ten_seconds_loses_and_doubles_nothing(
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
+    wait_for(play._is_idle, "Postgres answers, and the worker is at work again", 60)
     slack.release_retries()
     play.wait_delivered()
     counts = play.check()

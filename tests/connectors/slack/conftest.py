@@ -11,8 +11,23 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from fixtures.slack import SECRET, TOKEN, FakeSlack, Served
 from refold import App
+from refold.connectors.slack import _intake
 
 Serve = Callable[[Any], Served]
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, slack: FakeSlack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a slow machine have more than Slack's three seconds, except where a test is about those."""
+    if request.node.get_closest_marker("three_seconds") is None:
+        slack.patience = 60.0
+        monkeypatch.setattr(_intake, "ANSWER_WITHIN", 50.0)
+        monkeypatch.setattr(_intake, "COMMIT_WITHIN", 40.0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark."""
+    config.addinivalue_line("markers", "three_seconds: Slack waits as long as it does, and no longer")
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(
     assert log.one("select count(*) from refold.workflows") == 0
 
 
+@pytest.mark.three_seconds
 def test_a_body_that_does_not_come_is_not_waited_for(endpoint: str, slack: FakeSlack) -> None:
     host, port = endpoint.removeprefix("http://").split("/")[0].split(":")
     with socket.create_connection((host, int(port)), timeout=30) as line:

@@ -81,6 +81,7 @@ def test_an_ack_can_be_async(app: App, team: slack_.SlackApp, slack: FakeSlack) 
         assert slack.send_interaction(slack.command("/xyz")).result(30).body == '{"text":"later"}'
 
 
+@pytest.mark.three_seconds
 def test_an_ack_that_breaks_or_takes_too_long_starts_nothing(
     app: App, team: slack_.SlackApp, slack: FakeSlack, log: Log
 ) -> None:

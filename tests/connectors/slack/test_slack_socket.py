@@ -125,12 +125,13 @@ def test_a_slack_that_is_away_at_the_start_is_waited_for(
     assert not mounted.is_connected()
 
 
+@pytest.mark.three_seconds
 def test_an_envelope_is_not_acknowledged_before_its_payload_is_in_the_log(
     bolt: Bolt, slack: FakeSlack, cut_proxy: CutProxy
 ) -> None:
     handled: list[str] = []
     held = App("held", database_url=cut_proxy.url)
-    slack_.mount(held, bolt, app_token=APP_TOKEN)
+    mounted = slack_.mount(held, bolt, app_token=APP_TOKEN)
 
     @bolt.event("message")
     def hear(event: dict[str, Any]) -> None:
@@ -145,6 +146,7 @@ def test_an_envelope_is_not_acknowledged_before_its_payload_is_in_the_log(
         assert command.attempts == ["timeout"]
         assert handled == []
         cut_proxy.release()
+        mounted._intake.answer_within = mounted._intake.commit_within = slack.patience = 60.0
         slack.release_retries()
         assert event.result(60).delivered
         held.get(slack_.workflow_id("event", payload)).result(timeout=30)

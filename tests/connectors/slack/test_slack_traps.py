@@ -249,13 +249,14 @@ def test_a_menu_that_asks_for_its_options_gets_them_and_starts_nothing(
     assert log.one("select count(*) from refold.workflows") == 0
 
 
+@pytest.mark.three_seconds
 def test_nothing_is_acknowledged_that_is_not_in_the_log(
     app: App, bolt: Bolt, slack: FakeSlack, serve: Serve, cut_proxy: CutProxy, log: Log
 ) -> None:
     """Postgres stands still: Slack gets a failure within its three seconds, and its retry is what runs."""
     handled: list[str] = []
     held = App("held", database_url=cut_proxy.url)
-    slack_.mount(held, bolt)
+    mounted = slack_.mount(held, bolt)
 
     @bolt.event("message")
     def hear(event: dict[str, Any]) -> None:
@@ -275,6 +276,7 @@ def test_nothing_is_acknowledged_that_is_not_in_the_log(
         assert command.attempts == ["http_error"]
         assert handled == []
         cut_proxy.release()
+        mounted._intake.answer_within = mounted._intake.commit_within = slack.patience = 60.0
         slack.release_retries()
         sent = event.result(60)
         assert sent.delivered
