@@ -11,7 +11,7 @@ import pytest
 import refold
 from fixtures.workers import Log, wait_for
 from refold import App
-from refold.core import _executor
+from refold.core import Order, Start, _executor
 
 
 @pytest.fixture
@@ -336,3 +336,44 @@ def test_replayed_before_each_event_it_is_cancelled_all_the_same(
         app.cancel("w")
         log.wait_status("w", "cancelled")
     assert desk.done == ["a", "b", "recv", "undo recv", "undo b", "undo a"]
+
+
+def test_a_cancel_that_lies_in_the_inbox_of_one_that_never_ran_ends_it_without_its_code(
+    app: App, desk: Desk, log: Log
+) -> None:
+    app.workflows["plain"].start(["a"], id="w")
+    # As a connector hands it over: it decides nothing, it asks.
+    log.rows(
+        "insert into refold.inbox (workflow_id, message_id, type, body) values ('w', 'c', 'CancelRequested', %s)",
+        b'{"type":"CancelRequested","message_id":"c","reason":"another tick"}',
+    )
+    with app:
+        log.wait_status("w", "cancelled")
+        assert app.workflows["plain"].start(["b"]).result(20) == ["b"]
+    assert desk.done == ["b"]
+    assert log.events("w", "WorkflowCancelled")[0]["reason"] == "another tick"
+
+
+def test_whoever_waits_for_it_as_a_child_is_told_though_it_never_ran(app: App, desk: Desk, log: Log) -> None:
+    @app.workflow
+    def waits() -> None:
+        refold.recv("never")
+
+    @app.workflow
+    def parent() -> str:
+        try:
+            app.workflows["plain"].options(id="shared").call(["a"])
+        except refold.WorkflowCancelled as cancelled:
+            return cancelled.reason
+        return ""
+
+    for no, (workflow, id, input) in enumerate(
+        [(waits, "first", b"{}"), (app.workflows["plain"], "shared", b'{"names":["a"]}')]
+    ):
+        app.accept([Start(workflow, id, input, order=Order("k", no))], label="feed", timeout=20)
+    with app:
+        handle = parent.start(id="p")
+        wait_for(lambda: log.one("select count(*) from refold.inbox") == 1, "the parent has asked to be told")
+        app.cancel("shared", "not today")
+        assert handle.result(20) == "not today"
+    assert desk.done == []
