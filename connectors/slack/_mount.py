@@ -472,9 +472,17 @@ class SlackServer:
 
     async def _live(self, receive: Receive, send: SendMessage) -> None:
         await receive()
-        async with self._app:
+        try:
+            await self._app.__aenter__()
+        except Exception as error:
+            # Said in its own words: a server that only sees an error takes it for an app without lifespan.
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            return
+        try:
             await send({"type": "lifespan.startup.complete"})
             await receive()
+        finally:
+            await self._app.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
 
 

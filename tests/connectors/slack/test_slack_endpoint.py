@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from slack_bolt import App as Bolt
 
+from fixtures.postgres import free_port
 from fixtures.slack import SECRET, FakeSlack, Served
 from fixtures.workers import Log
 from refold import App, DefinitionRefused
@@ -173,6 +174,33 @@ def test_several_mounts_are_told_apart_by_their_names(
         assert log.one("select count(*) from refold.workflows") == 0
         post(f"{served.url}/two/events", command, slack.headers(command, content_type=FORM))
     assert log.one("select name from refold.workflows") == "two.listeners"
+
+
+def test_a_server_that_runs_it_alone_runs_the_worker_and_hears_why_it_can_not(
+    app: App, bolt: Bolt, slack: FakeSlack
+) -> None:
+    def live(served: App) -> list[dict[str, Any]]:
+        slack_.mount(served, bolt)
+        said: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "lifespan.shutdown" if said else "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        asyncio.run(slack_.asgi(served)({"type": "lifespan"}, receive, send))
+        return said
+
+    assert [message["type"] for message in live(app)] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+    away = App("away", database_url=f"postgresql://postgres@127.0.0.1:{free_port()}/x")
+    [failed] = live(away)
+    assert failed["type"] == "lifespan.startup.failed"
+    assert failed["message"].startswith("DatabaseUnreachable: ")
+    away.close()
 
 
 def test_a_mount_without_a_secret_is_refused(app: App, bolt: Bolt) -> None:
