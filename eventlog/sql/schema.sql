@@ -320,7 +320,8 @@ begin
     if s_id is not null then
         with fresh as (
             insert into refold.workflows (workflow_id, name, status, created_at, finished_at, source, parent, parent_no,
-                                          digest, owner, due_at, order_key, order_no, behind, not_before, findable, claimed_seq)
+                                          digest, owner, due_at, order_key, order_no, behind, not_before, findable,
+                                          claimed_seq)
             select s.id, s.name, s.status, s.at, case when s.status = 'failed' then s.at end, s.source, s.parent,
                    s.parent_no, s.digest, case when s.behind then null else s.owner end,
                    case when s.behind or s.ending is not null then null else greatest(s.at, s.not_before) end,
