@@ -39,6 +39,9 @@ _DIGITS: Final = re.compile(rb"[0-9]{1,18}\Z")
 _ENDED: Final = ("completed", "failed", "cancelled", "deleted")
 # What `accept` may take beyond its own timeout, while a first connection is being made, say.
 _GRACE: Final = 0.5
+# How much of a body that is too large is read past, and for how long.
+_SKIPPED: Final = MIB
+_SKIP_FOR: Final = 1.0
 
 
 class _Gone(Exception):
@@ -126,9 +129,13 @@ class Hooks:
         most = endpoint.settings.max_body
         declared = headers.one(b"content-length")
         if declared is not None and _DIGITS.match(declared) is None:
-            raise Refused("bad-request", "Content-Length is no number")
+            raise Refused("bad-request", "Content-Length is no number", _CLOSE)
         if declared is not None and int(declared) > most:
-            raise Refused("too-large", f"{most} bytes are taken", _CLOSE)
+            # Who asks before he sends is told at once; who would send more than we care to skip, too.
+            skips = not headers.has(b"expect") and int(declared) <= most + _SKIPPED
+            raise await _without_rest(
+                Refused("too-large", f"{most} bytes are taken"), receive if skips else None
+            )
         chunks: list[bytes] = []
         size = 0
         try:
@@ -138,15 +145,18 @@ class Hooks:
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     chunk: bytes = message.get("body", b"")
+                    more: bool = message.get("more_body", False)
                     size += len(chunk)
                     self._held += len(chunk)
-                    if size > most:
-                        raise Refused("too-large", f"{most} bytes are taken", _CLOSE)
-                    if self._held > self._room:
-                        self._say(logging.WARNING, endpoint, "bodies in memory are at their limit")
-                        raise Refused("busy", "", _RETRY_AFTER, _CLOSE)
+                    if size > most or self._held > self._room:
+                        chunks.clear()
+                        refused = Refused("too-large", f"{most} bytes are taken")
+                        if size <= most:
+                            self._say(logging.WARNING, endpoint, "bodies in memory are at their limit")
+                            refused = Refused("busy", "", _RETRY_AFTER)
+                        raise await _without_rest(refused, receive) if more else refused
                     chunks.append(chunk)
-                    if not message.get("more_body", False):
+                    if not more:
                         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError:
             self._held -= size
@@ -284,6 +294,26 @@ def asgi(
     Raises SecretMissing for a secret that is not in the environment.
     """
     return Hooks(app, run_worker=run_worker, max_in_memory=max_in_memory, openapi=openapi)
+
+
+async def _without_rest(refused: Refused, receive: Receive | None) -> Refused:
+    """Skip what still comes of a body that nobody wants, and return the refusal; without the whole rest, one that ends
+    the connection.
+
+    Closing on a client that still sends resets its connection, and it would never read why.
+    """
+    skipped = 0
+    try:
+        async with asyncio.timeout(_SKIP_FOR):
+            while receive is not None and skipped <= _SKIPPED:
+                message = await receive()
+                skipped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return refused
+    except TimeoutError:
+        pass
+    refused.headers = (*refused.headers, _CLOSE)
+    return refused
 
 
 async def _send(send: Send, answer: Answer, *, may_close: bool) -> None:

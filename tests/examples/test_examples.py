@@ -3,6 +3,8 @@
 import http.server
 import json
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +18,7 @@ from fixtures.nats_server import NatsServer
 from fixtures.slack import APP_TOKEN, TOKEN, FakeSlack
 from fixtures.stage import EXAMPLES, Stage
 from fixtures.workers import wait_for
-from refold.connectors import kafka
+from refold.connectors import kafka, webhook
 from refold.connectors import slack as slack_connector
 from refold.connectors._devbroker import DevBroker
 
@@ -32,6 +34,7 @@ def test_every_example_is_under_60_lines_and_has_a_test_here() -> None:
         "orders_from_kafka",
         "outage",
         "parcels_from_nats",
+        "payments_by_webhook",
         "refund_with_approval",
         "reminder",
         "report_by_schedule",
@@ -301,3 +304,34 @@ def test_every_scan_is_noted_once_though_the_worker_is_killed_among_them(
     assert sorted(row[0] for row in rows) == sorted(f"p-{n}" for n in range(40))
     assert stage.log.one("select count(*) from refold.workflows") == 40
     nats_server.delete_stream("SCANS")
+
+
+@pytest.mark.parametrize("stage", ["payments_by_webhook/payments.py"], indirect=True)
+def test_a_payment_is_booked_once_however_often_it_is_sent_and_its_order_ships(stage: Stage) -> None:
+    secret = {"PAYMENTS_SECRET": "whsec_c2VjcmV0", "REFOLD_HTTP": "127.0.0.1:0"}
+    provider = webhook.standard(secret=secret["PAYMENTS_SECRET"]).open("the provider")
+
+    def pay(path: str, delivery: str, order: str) -> int:
+        body = json.dumps({"payment": delivery, "order": order, "cents": 450}).encode()
+        pairs = provider.sign(body, delivery, int(time.time()))
+        url = worker.output.partition("http://")[2].split()[0]
+        request = urllib.request.Request(f"http://{url}{path}", body, dict(pairs), method="POST")
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+
+    worker = stage.worker(**secret)
+    worker.wait_output("/hooks")
+    stage.start("ship", "o-1", "--id", "ship-o-1", **secret)
+    stage.start("ship", "o-2", "--id", "ship-o-2", **secret)
+    assert pay("/payments", "p-1", "o-1") == 202
+    worker.kill()
+
+    worker = stage.worker(**secret)
+    worker.wait_output("/hooks")
+    assert [pay("/payments", "p-1", "o-1") for _ in range(3)] == [202] * 3
+    assert pay("/refusals", "p-2", "o-2") == 202
+    assert stage.result("webhook:on_payment:p-1") == "booked p-1"
+    assert stage.result("ship-o-1") == "o-1 is on its way"
+    assert stage.result("ship-o-2") == "o-2 was not paid"
+    assert stage.log.rows("select payment, cents from booked") == [("p-1", 450)]

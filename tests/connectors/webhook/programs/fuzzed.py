@@ -33,10 +33,11 @@ class Payment(msgspec.Struct):
 
 
 def endpoint(path: str, body: Any, **options: Any) -> None:
-    @webhook.post(path, **options, **LIMITS)
-    @app.workflow(name=path[1:])
-    def take(delivery: webhook.Delivery[body]) -> None:
+    def take(delivery: Any) -> None:
         return None
+
+    take.__annotations__["delivery"] = webhook.Delivery[body]
+    webhook.post(path, **options, **LIMITS)(app.workflow(name=path[1:])(take))
 
 
 endpoint("/standard", Payment, verify=webhook.standard(secret="whsec_c2VjcmV0"))
