@@ -27,6 +27,7 @@ VARIABLES = {
     "string. An `App(database_url=...)` wins over it. With neither, the embedded Postgres under `.refold/` is used.",
     "REFOLD_KAFKA_BOOTSTRAP": "The Kafka brokers, `host:port` and commas, of consumers that don't name their own. "
     "Without it `refold dev` starts a development broker.",
+    "REFOLD_NATS_URL": "The NATS server, `nats://host:port`, of consumers that don't name their own.",
     "REFOLD_HTTP": "`HOST:PORT` at which `refold worker` (or your own program) serves webhook endpoints, under "
     "/hooks. `refold dev` takes 127.0.0.1:8000 without it, or the next port that is free.",
 }
@@ -71,6 +72,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "refused by name.",
         "batch_size": "How many records are handed over in one transaction, at most.",
         "max_in_flight": "At about so many runnable workflows (those that wait don't count) it pauses reading.",
+        "ordering": "Which records run one after the other: `none`, those of a `partition`, or those of a `key`.",
+        "dead_letter": "A topic that gets the records that failed for good.",
         "dedup": "A header whose value is a record's identity: of all records of a topic with the same one, "
         "the first runs.",
     },
