@@ -196,7 +196,7 @@ def postgres_away(stage: Stage) -> None:
 def postgres_stalls(stage: Stage) -> None:
     worker = _worked(stage, "a first worker ran")
     _without_postgres(stage, worker, stage.line.stall, "Postgres did not answer")
-    if stage.silences:
+    if stage.silences and stage.harness.can_refuse:
         raise Refused(
             f"{stage.silences} messages got no answer within the sender's patience while Postgres did not answer; "
             "expected: a refusal in time, so that the sender knows that it has to send them again"
@@ -315,6 +315,18 @@ def shutdown(stage: Stage) -> None:
     assert held in (True, False)
     stage.start()
     stage.settle(going, "the worker was stopped when it had taken some and Postgres did not have them yet")
+
+
+@_clause("shutdown-without-postgres", "SIGTERM while Postgres is away ends in time, too, and loses nothing.")
+def shutdown_without_postgres(stage: Stage) -> None:
+    worker = _worked(stage, "a first worker ran")
+    stage.line.cut()
+    works = stage.send(2)
+    stage.watch(lambda: worker.exit_code is not None, WATCH / 2)
+    stage.stop(worker)
+    stage.line.mend()
+    stage.start()
+    stage.settle(works, "they came while Postgres was away, and the worker was stopped before it was back")
 
 
 @_clause("take-over", "When a worker dies, another one that runs takes over what it had.")

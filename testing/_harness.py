@@ -32,6 +32,8 @@ class Harness:
     """How many runnable workflows `declare` allows the connector, 10 say; None when it knows no such bound."""
     redelivers_live: ClassVar[bool] = False
     """Whether `redeliver` works while workers run; if not, the kit stops them first. For "pull"."""
+    can_refuse: ClassVar[bool] = True
+    """Whether the protocol has an answer that refuses; if not, silence is the refusal. For "push"."""
     grace: ClassVar[float] = 5.0
     """Seconds that a worker is given after SIGTERM for what is in its hands. (What the kit waits is more.)"""
     patience: ClassVar[float] = 60.0

@@ -25,7 +25,7 @@ _LOOK: Final = 0.02
 # refuse a right one.
 WATCH: Final = 2.0
 # Beyond the grace: what starting, stopping and a slow machine take.
-_STOP_MARGIN: Final = 30.0
+_STOP_MARGIN: Final = 60.0
 _COMING_UP: Final = 60.0
 OPEN: Final = ("pending", "running")
 SET_ASIDE: Final = ("failed", "parked")
