@@ -46,6 +46,7 @@ class Mutant:
 _READER: Final = "connectors/kafka/_reader.py"
 _EXECUTOR: Final = "core/_executor.py"
 _SCHEMA: Final = "eventlog/sql/schema.sql"
+_HOOKS: Final = "connectors/webhook/_asgi.py"
 
 MUTANTS: Final[Sequence[Mutant]] = (
     Mutant(
@@ -994,5 +995,65 @@ MUTANTS: Final[Sequence[Mutant]] = (
             "tests/core/test_envelope.py::test_a_body_that_does_not_fit_is_recorded_as_failed_with_its_bytes[skipped]"
         ],
         r"assert None is not None",
+    ),
+    Mutant(
+        "a delivery is answered before it is committed",
+        [
+            Change(
+                _HOOKS,
+                "        accepted = await self._accept(endpoint, items)\n",
+                "        self._soon = asyncio.create_task(self._accept(endpoint, items))\n"
+                '        accepted = [Accepted(getattr(item.what, "id", ""), True) for item in items]\n',
+            )
+        ],
+        [
+            "tests/connectors/webhook/test_webhook_crash.py::"
+            "test_a_delivery_whose_receiver_was_killed_is_one_workflow_after_a_retry[between commit and answer]"
+        ],
+        r"assert 0 == 1",
+    ),
+    Mutant(
+        "a signature is compared without its last character",
+        [
+            Change(
+                "connectors/webhook/_verify.py",
+                "found |= hmac.compare_digest(right, given)",
+                "found |= hmac.compare_digest(right[:-1], given[:-1])",
+            )
+        ],
+        [
+            "tests/connectors/webhook/test_webhook_verifiers.py::test_headers_with_any_one_bit_changed_are_refused[github]"
+        ],
+        r"assert None is not None",
+    ),
+    Mutant(
+        "a delivery that was caught may be sent again under another ID, unseen",
+        [
+            Change(
+                "connectors/webhook/_endpoint.py",
+                "find_same=self._may_be_replayed(found),",
+                "find_same=False,",
+            )
+        ],
+        [
+            "tests/connectors/webhook/test_webhook_deliveries.py::"
+            "test_the_same_body_under_an_id_that_is_not_signed_is_reported"
+        ],
+        r"same_body_as",
+    ),
+    Mutant(
+        "a body's size is believed, and not counted",
+        [Change(_HOOKS, "if size > most or self._held > self._room:", "if self._held > self._room:")],
+        ["tests/connectors/webhook/test_webhook_limits.py::test_a_body_is_counted_as_it_comes"],
+        r"where False = _is_problem",
+    ),
+    Mutant(
+        "an Idempotency-Key may be used for another body",
+        [Change(_HOOKS, "            if endpoint.settings.identity.replays:\n", "            if False:\n")],
+        [
+            "tests/connectors/webhook/test_webhook_deliveries.py::"
+            "test_a_key_is_the_same_quoted_or_not_and_another_body_is_422[k-1]"
+        ],
+        r"assert 202 == 422",
     ),
 )

@@ -105,7 +105,7 @@ def _send(url: str, body: bytes) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_delivery_whose_receiver_was_killed_is_one_workflow_after_the_sender_s_retry(
+def test_a_delivery_whose_receiver_was_killed_is_one_workflow_after_a_retry(
     point: str, programs: Programs, tmp_path: Path, log: Log
 ) -> None:
     receiver = Receiver(programs, tmp_path)
