@@ -166,6 +166,7 @@ class Executor:
         self._waiting_durable: dict[str, list[Callable[[], None]]] = {}
         # Being read from the log, with the mail that came meanwhile.
         self.loading: dict[str, list[tuple[str, Event]]] = {}
+        self.claiming = 0  # workflows that a claim on the wire may give us
         self._idle: dict[str, Resident] = {}
         self._alarms = Alarms(clock, self._fire_due, self._waits_for)
         self._sweep: asyncio.TimerHandle | None = None
@@ -180,7 +181,7 @@ class Executor:
         """How many more workflows this worker takes in."""
         if not self.accepting:
             return 0
-        busy = len(self.residents) - len(self._idle) + len(self._starting)
+        busy = len(self.residents) - len(self._idle) + len(self._starting) + len(self.loading) + self.claiming
         return max(0, self._capacity - busy)
 
     @property

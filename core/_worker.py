@@ -569,7 +569,13 @@ class _Term:
         names, fingerprints = self._can_run()
         if not names:
             return 0
-        rows = await self._claims.run(_CLAIM, Texts(names), Texts(fingerprints), room, alone)
+        self.executor.claiming = (
+            room  # kept for what it gives us: a start meanwhile is not to take the same place
+        )
+        try:
+            rows = await self._claims.run(_CLAIM, Texts(names), Texts(fingerprints), room, alone)
+        finally:
+            self.executor.claiming = 0
         if rows is None:
             await self._find_lost()
             return 0

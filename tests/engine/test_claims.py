@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import threading
+from typing import Any, LiteralString
 
 import pytest
 
 import refold
 from fixtures.workers import Log, wait_for
 from refold import App
+from refold.eventlog._log import Lane
 
 
 def test_a_worker_leaves_alone_what_it_has_no_code_for(
@@ -92,6 +94,44 @@ def test_two_workers_run_a_thousand_workflows_once_each(app: App, database_url: 
             "all ended",
         )
     assert sorted(n for _, n in ran) == list(range(1000))
+
+
+def test_a_start_does_not_take_the_place_of_what_a_claim_on_the_wire_gives(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App("small", database_url=database_url, concurrency=2)
+    on_the_wire, gate, given, done = (threading.Event() for _ in range(4))
+    run = Lane.run
+
+    async def run_late(self: Lane, statement: LiteralString, *arguments: Any) -> Any:
+        if "refold.claim" in statement:
+            on_the_wire.set()
+            await asyncio.to_thread(gate.wait, 20)
+        rows = await run(self, statement, *arguments)
+        if "refold.claim" in statement:
+            given.set()
+        return rows
+
+    monkeypatch.setattr(Lane, "run", run_late)
+
+    @refold.step
+    def hold() -> None:
+        assert done.wait(20)
+
+    @app.workflow
+    def one() -> None:
+        hold()
+
+    with app:
+        assert on_the_wire.wait(20)
+        handles = [one.start() for _ in range(6)]
+        gate.set()
+        assert given.wait(20)
+        owned = log.one("select count(*) from refold.workflows where owner is not null")
+        assert owned == 2, "it has more in hand than it may"
+        done.set()
+        for handle in handles:
+            handle.result(20)
 
 
 def test_a_full_worker_takes_no_more_than_its_concurrency(database_url: str, log: Log) -> None:
