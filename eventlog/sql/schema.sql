@@ -311,8 +311,10 @@ begin
                        or exists (select from refold.workflows k
                                    where k.order_key = s.key and k.order_key is not null and k.status = 'parked'
                                      and (k.order_no, k.workflow_id) < (s.no, s.id)) as held_up
+                  -- Not "not exists": that may be planned as a hash of all of `workflows`, and a plan that was made when
+                  -- the table was empty is kept for a long time.
                   from (select *, s.key is not null and s.status <> 'failed'
-                                  and not exists (select from refold.workflows w where w.workflow_id = s.id)
+                                  and (select w.workflow_id from refold.workflows w where w.workflow_id = s.id) is null
                                   as takes_place
                           from unnest(s_id, s_status, s_key, s_no) with ordinality as s(id, status, key, no, place)) s
                 window chain as (partition by s.key, s.takes_place order by s.no, s.id)) p;

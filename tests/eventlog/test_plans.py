@@ -223,3 +223,32 @@ def test_taking_over_a_dead_worker_s_workflows(watched: Watched, worker: FakeWor
     declare = "select refold.declare_dead(%s, %s, 'w3', 0)"
     ((freed,),) = watched.check("workflows_owned", 3000, declare, (worker.name, worker.epoch))
     assert freed > 300
+
+
+def test_starts_in_order_by_a_plan_that_was_made_when_the_tables_were_empty(
+    postgres_server: PostgresServer,
+) -> None:
+    """A connection keeps its plans, and lives for weeks: none of them may read a table whole once it has grown."""
+    name = postgres_server.create_database(postgres_server.template())
+    watched = Watched(postgres_server.url_of(name))
+    try:
+        adapt(watched.connection)
+
+        def starts(prefix: str) -> list[Append]:
+            new = [
+                NewWorkflow(
+                    f"{prefix}-{k}", "n", "d", BEGAN, b"{}", order_key=f"{prefix}-key-{k}", order_no=1
+                )
+                for k in range(10)
+            ]
+            return [Append("+", starts=new)]
+
+        watched.connection.execute(_FLUSH, (None, None, None, None, *_columns(starts("early"))))
+        watched.connection.commit()
+        with psycopg.connect(postgres_server.url_of(name), autocommit=True) as other:
+            other.execute(_FILL.replace("analyze", "-- analyze"))  # that would have the plans made again
+        arguments = (None, None, None, None, *_columns(starts("late")))
+        watched.check("one_first_per_key", 150, _FLUSH, arguments)
+    finally:
+        watched.connection.close()
+        postgres_server.drop_database(name)
