@@ -1055,5 +1055,45 @@ MUTANTS: Final[Sequence[Mutant]] = (
             "test_a_key_is_the_same_quoted_or_not_and_another_body_is_422[k-1]"
         ],
         r"assert 202 == 422",
+        "NATS is told before Postgres has the messages",
+        [
+            Change(
+                "connectors/nats/_reader.py",
+                "        starts = [binding.start_of(message) for message in messages]\n",
+                "        starts = [binding.start_of(message) for message in messages]\n"
+                "        for message in messages:\n"
+                "            await message.ack()\n"
+                "            message._ackd = False\n",
+            )
+        ],
+        ["tests/connectors/nats/test_nats.py::test_nothing_is_acknowledged_that_postgres_does_not_have"],
+        r"assert 0 == 1",
+    ),
+    Mutant(
+        "a JetStream stream that is made again has the IDs of the old one",
+        [
+            Change(
+                "connectors/nats/_message.py",
+                'join_id("nats", consumer, stream, created, str(sequence))',
+                'join_id("nats", consumer, stream, str(sequence))',
+            )
+        ],
+        ["tests/connectors/nats/test_nats.py::test_two_messages_never_get_one_id"],
+        r"have one ID",
+    ),
+    Mutant(
+        "a durable consumer that gives messages up is used",
+        [Change("connectors/nats/_reader.py", "if config.max_deliver > 0:", "if config.max_deliver > 99:")],
+        ["tests/connectors/nats/test_nats.py::test_a_consumer_that_cannot_keep_the_promise_is_refused"],
+        r"'gives a message up after 1 deliveries' in 'None'",
+    ),
+    Mutant(
+        "what one round of the engine's loop posts stays in the mailbox",
+        [Change("core/_engine.py", "self._sender.call_soon(self._wake_late)", "self._loop.is_closed()")],
+        [
+            "tests/engine/test_mailbox.py::"
+            "test_what_one_round_of_the_senders_loop_posts_wakes_the_other_loop_once"
+        ],
+        r"assert False",
     ),
 )

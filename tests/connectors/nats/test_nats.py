@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import msgspec
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +160,24 @@ def test_a_durable_consumer_that_gives_messages_up_is_not_used(
         reads.wait_for(1)
 
 
+def test_nothing_is_acknowledged_that_postgres_does_not_have(
+    database_url: str, nats_server: NatsServer, stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "refold.nats"),
+        running(database_url, nats_server, stream) as reads,
+        psycopg.connect(database_url) as other,
+    ):
+        wait_for(lambda: nats_server.consumer(stream, "checkout"), "the consumer is made", timeout=60)
+        other.execute("lock table refold.events in access exclusive mode")
+        nats_server.publish(f"{stream}.new", order("o-1"))
+        wait_for(lambda: "the messages come again" in caplog.text, "it gives up for now", timeout=60)
+        assert nats_server.unacknowledged(stream, "checkout") == 1
+        other.rollback()
+        reads.wait_for(1)
+        wait_for(lambda: nats_server.unacknowledged(stream, "checkout") == 0, "acknowledged", timeout=60)
+
+
 def test_the_report_says_what_the_server_said_last(
     database_url: str, nats_server: NatsServer, stream: str
 ) -> None:
@@ -204,36 +223,36 @@ def settings(**more: object) -> Settings:
     ],
 )
 def test_a_consumer_that_cannot_keep_the_promise_is_refused(config: ConsumerConfig, says: str | None) -> None:
-    problem = problem_of(config, settings())
-    assert problem is None if says is None else says in str(problem)
+    assert str(says) in str(problem_of(config, settings()))
 
 
-identities = st.tuples(
-    st.text(
-        st.characters(exclude_characters=" \t\r\n\f\0.*>/\\", exclude_categories=["Cs", "Cc"]), min_size=1
-    ),
-    st.text(
-        st.characters(exclude_characters=" \t\r\n\f\0.*>/\\", exclude_categories=["Cs", "Cc"]), min_size=1
-    ),
-    st.datetimes(),
-    st.integers(1, 2**63),
+parts = st.tuples(
+    st.text("ab:%é", min_size=1), st.text("ab:%é", min_size=1), st.datetimes(), st.integers(1, 2**63)
 )
 
 
-@given(identities, identities)
+@given(parts, parts)
 def test_two_messages_never_get_one_id(
-    one: tuple[str, str, datetime, int], other: tuple[str, str, datetime, int]
+    one: tuple[str, str, datetime, int], another: tuple[str, str, datetime, int]
 ) -> None:
     envelope = settings().envelope
 
-    def id_of(which: tuple[str, str, datetime, int]) -> str:
-        consumer, stream, created, sequence = which
+    def id_of(consumer: str, stream: str, created: datetime, sequence: int) -> str:
         return start_of(
             envelope, consumer=consumer, stream=stream, created=created.isoformat(), sequence=sequence,
             time=datetime(2026, 1, 1, tzinfo=UTC), subject="s", headers=None, body=b"{}",
         ).id  # fmt: skip
 
-    assert (id_of(one) == id_of(other)) == (one == other)
+    # All different, and each of those that differ in one part.
+    others = [
+        another,
+        (another[0], *one[1:]),
+        (one[0], another[1], *one[2:]),
+        (*one[:2], another[2], one[3]),
+        (*one[:3], another[3]),
+    ]
+    for other in others:
+        assert (one == other) == (id_of(*one) == id_of(*other)), f"{one} and {other} have one ID"
 
 
 @given(st.binary(), st.dictionaries(st.text(), st.text()), st.text())
