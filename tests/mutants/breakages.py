@@ -1055,6 +1055,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
             "test_a_key_is_the_same_quoted_or_not_and_another_body_is_422[k-1]"
         ],
         r"assert 202 == 422",
+    ),
+    Mutant(
         "NATS is told before Postgres has the messages",
         [
             Change(
