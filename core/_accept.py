@@ -211,7 +211,6 @@ class Acceptor:
         room = 0 if worker is None else worker.room
         owner = None if worker is None else worker.id
         starting: set[str] = set()
-        sending = set(there)
         prepared: list[Ticket] = []
         for number, ticket in enumerate(batch):
             if ticket.given_up:
@@ -234,10 +233,12 @@ class Acceptor:
                 else:
                     starting.add(item.id)
                     ticket.append.starts.append(new)
-            for message in ticket.messages:
-                if (message.to, message.message_id) not in sending and message.to not in ended:
-                    sending.add((message.to, message.message_id))
-                    ticket.append.messages.append(message)
+            # One that another ticket brings as well is in both: that one may be taken back, or be refused, on the way.
+            ticket.append.messages += [
+                message
+                for message in ticket.messages
+                if (message.to, message.message_id) not in there and message.to not in ended
+            ]
         return prepared
 
     def _written(
@@ -266,6 +267,7 @@ class Acceptor:
                 for _, new, _ in ticket.starts:
                     if new.not_before is not None:
                         worker.wake_at(new.not_before)
+        _leave_to_first(done)
         later: list[Ticket] = []
         for ticket in batch:
             refused = flushed.refused.get(ticket.append.stream)
@@ -339,6 +341,15 @@ class Acceptor:
             return Flushed(
                 second.log_time, {**first.refused, **second.refused}, first.existing | second.existing
             )
+
+
+def _leave_to_first(tickets: Sequence[Ticket]) -> None:
+    """Leave a message that several of `tickets` brought to the first of them: to the others it was there."""
+    seen: set[tuple[str, str]] = set()
+    for ticket in tickets:
+        messages = [m for m in ticket.append.messages if (m.to, m.message_id) not in seen]
+        seen |= {(m.to, m.message_id) for m in messages}
+        ticket.append.messages = messages
 
 
 def _answers(

@@ -258,3 +258,45 @@ def test_a_caller_that_is_cancelled_takes_back_what_has_not_left(
     asyncio.run(main())
     app.accept([_start(note, "after")], label="hook")
     assert not log.rows("select workflow_id from refold.workflows where workflow_id = 'waits'")
+
+
+@pytest.mark.parametrize("worker", [True, False], ids=["with a worker", "without"])
+def test_a_message_that_its_first_caller_gives_up_is_there_for_the_second_who_was_told_so(
+    app: App, log: Log, session: Session, worker: bool
+) -> None:
+    if worker:
+        app.start_worker()
+    [plug] = app.accept([Send("w", "before", "say", b"0")], label="hook")
+    assert plug.new
+    now, then = session(), session()
+    now.execute("lock table refold.inbox in exclusive mode")
+
+    async def main() -> Accepted:
+        async def send(id: str) -> Accepted:
+            return (await app.aaccept([Send("w", id, "say", b"1")], label="hook", timeout=60))[0]
+
+        async def blocked(count: int) -> None:
+            await asyncio.to_thread(wait_for, lambda: blocked_sessions(log) >= count, f"{count} wait")
+
+        plugged = asyncio.ensure_future(send("plug"))
+        await blocked(1)
+        locking = asyncio.ensure_future(
+            asyncio.to_thread(then.execute, "lock table refold.inbox in exclusive mode")
+        )
+        await blocked(2)
+        first, second = asyncio.ensure_future(send("m")), asyncio.ensure_future(send("m"))
+        now.rollback()  # the two share the next transaction, which has to wait as well
+        await plugged
+        await locking
+        await blocked(1)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        log.rows(
+            "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock' "
+            "and datname = current_database()"
+        )
+        then.rollback()
+        return await second
+
+    assert asyncio.run(main()).id == "w"
+    assert log.one("select count(*) from refold.inbox where message_id = 'm'") == 1
