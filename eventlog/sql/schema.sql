@@ -292,6 +292,7 @@ declare
     ended    text[];
     names    text[];
     parked   text[];
+    moved    bigint;
 begin
     if f_worker is not null then
         perform refold.fence(f_worker, f_lane, f_epoch, f_flush_no);
@@ -400,7 +401,14 @@ begin
         select * from unnest(p_source, p_stream, p_next_seq, p_position, p_label, p_at)
             on conflict (source) do update
            set stream = excluded.stream, next_seq = excluded.next_seq, position = excluded.position,
-               label = excluded.label, at = excluded.at;
+               label = excluded.label, at = excluded.at
+         where (substring(positions.stream from '[0-9]+$')::bigint, positions.next_seq)
+             < (substring(excluded.stream from '[0-9]+$')::bigint, excluded.next_seq);
+        get diagnostics moved = row_count;
+        -- A generation that is over has been deleted, and with it the events that would refuse who slept through that.
+        if moved < cardinality(p_source) then
+            raise exception 'a position has moved on' using errcode = '23505', constraint = 'one_event_per_seq';
+        end if;
     end if;
     if d_id is not null then
         delete from refold.inbox i using unnest(d_id, d_message) as d(id, message)

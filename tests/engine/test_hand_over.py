@@ -1,5 +1,6 @@
 """What core does for connectors: starts and the position after them, in one transaction, at an expected seq."""
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from fixtures.workers import Log
 from refold import App
-from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Start, Workflow
+from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Start, Workflow, _source
 
 
 class Feed:
@@ -87,3 +88,24 @@ def test_a_record_that_is_handed_over_again_starts_nothing(feed: Feed, app: App,
     assert (again.started, again.duplicates) == (1, 2)
     assert [app.get(id).result(10) for id in ("a", "b", "c")] == [1, 1, 2]
     assert log.one("select count(*) from refold.events where type = 'WorkflowStarted'") == 3
+
+
+@pytest.mark.parametrize("from_lane", [True, False], ids=["by a lane", "without one"])
+def test_who_slept_through_a_change_of_generation_moves_no_position_back(
+    feed: Feed, app: App, log: Log, database_url: str, monkeypatch: pytest.MonkeyPatch, from_lane: bool
+) -> None:
+    monkeypatch.setattr(_source, "GENERATION", 3)
+    [at] = feed.read("s")
+    stale = feed.hand_over(feed.move(at, 1, "a")).positions["s"]
+    at = stale
+    for to in (2, 3):
+        at = feed.hand_over(feed.move(at, to)).positions["s"]
+    assert at.stream == "source:s/1", "the stream in which the sleeper's place is taken has been deleted"
+    assert not log.events("source:s/0")
+    with App("other", database_url=database_url) if not from_lane else contextlib.nullcontext() as other:
+        late = Move(stale, b"2", "feed", feed.move(stale, 2, "b").starts)
+        with pytest.raises(PositionMoved):
+            feed.hand_over(late) if other is None else other.hand_over([late])
+    assert feed.read("s")[0].position == b"3"
+    assert not log.events("source:s/0")
+    assert not log.rows("select workflow_id from refold.workflows where workflow_id = 'b'")
