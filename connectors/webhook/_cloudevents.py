@@ -69,7 +69,10 @@ def _from_headers(request: Request) -> Event:
             attribute = latin(name[3:])
             if attribute in attributes:
                 raise NoEvent(f"the header ce-{attribute} is given twice")
-            attributes[attribute] = unquote(latin(value), errors="replace")
+            try:
+                attributes[attribute] = unquote(latin(value), errors="strict")
+            except UnicodeDecodeError:  # two IDs that can't be read must not become one
+                raise NoEvent(f"the header ce-{attribute} is no UTF-8, percent-encoded") from None
     if request.content_type:
         attributes["datacontenttype"] = request.content_type
     _check(attributes, "header ce-")

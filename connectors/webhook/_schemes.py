@@ -79,8 +79,9 @@ class _StandardCheck:
         self._tolerance = tolerance
 
     def refuses(self, headers: Headers, body: bytes, now: float) -> str | None:
-        signatures = headers.one(b"webhook-signature")
-        if signatures is not None:
+        # By the same rule as the identity (`StandardId`): the ID that is verified is the one that counts.
+        if headers.has(b"webhook-signature"):
+            signatures = headers.one(b"webhook-signature")
             delivery_id, raw_time = headers.one(b"webhook-id"), headers.one(b"webhook-timestamp")
         else:
             signatures = headers.one(b"svix-signature")

@@ -371,6 +371,18 @@ def test_a_signal_is_delivered_once_into_the_workflow_that_it_names(app: App, se
 # CloudEvents
 
 
+def test_ids_of_cloud_events_that_cannot_be_read_do_not_become_one(app: App, serve: Serve) -> None:
+    _echoing(app, "/events", verify=webhook.none(), id=webhook.cloudevents())
+    site = serve(app)
+    for id in ("%ff", "%fe"):
+        said = site.post("/events", BODY, ce_specversion="1.0", ce_id=id, ce_source="/s", ce_type="paid")
+        assert (said.status_code, said.json()["detail"]) == (
+            400,
+            "this is no CloudEvent: the header ce-id is no UTF-8, percent-encoded",
+        )
+    assert site.ids() == []
+
+
 def test_a_cloud_event_is_known_by_its_source_and_id_however_it_comes(app: App, serve: Serve) -> None:
     _echoing(app, "/events", verify=webhook.none(), id=webhook.cloudevents())
     site = serve(app)

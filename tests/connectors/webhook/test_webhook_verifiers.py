@@ -390,3 +390,15 @@ def test_a_token_is_compared_by_its_hash_whatever_its_length() -> None:
     assert check.refuses(Headers([(b"x-token", token.encode())]), b"", 0) is None
     assert check.refuses(Headers([(b"x-token", token[:-1].encode())]), b"", 0) is not None
     assert hashlib.sha256(token.encode()).hexdigest() not in repr(check)
+
+
+def test_an_id_that_no_signature_covers_is_not_taken_for_the_one_that_was_verified() -> None:
+    """Svix's headers are right; beside them somebody has put Standard Webhooks' own, one of them twice."""
+    caught = VECTORS["svix"]
+    for added in (
+        [("webhook-signature", "v1,x")] * 2,
+        [("webhook-signature", "")],
+        [("webhook-signature", "v1,x")],
+    ):
+        forged = replace(caught, headers=[*caught.headers, ("webhook-id", "msg_another"), *added])
+        assert forged.refusal() is not None
