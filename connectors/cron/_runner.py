@@ -88,9 +88,13 @@ class Runner:
         return self._lane.now()
 
     def run(self) -> None:
-        """Settle what the code declares, then fire ticks until stopped."""
-        self._settle()
-        self.settled.set()
+        """Settle what the code declares, then fire ticks until stopped. Begun again after an error it settles nothing:
+        what the code of later workers says has come to hold since."""
+        if self.settled.is_set():
+            self._look()
+        else:
+            self._settle()
+            self.settled.set()
         while not self._stopping:
             if self._look_now or time.monotonic() - self._looked > LOOK_EVERY:
                 self._look()

@@ -223,7 +223,10 @@ def show_upcoming(name: str, spec: Spec, state: State | None, now: int, count: i
     """Return the next ticks, as the schedule's own zone shows them."""
     if spec.paused if state is None else state.paused:
         return "paused"
-    ticks = upcoming(name, spec, state, now, count)
+    try:
+        ticks = upcoming(name, spec, state, now, count)
+    except DefinitionRefused:
+        return "can't be read by this release"
     if not ticks:
         return "no more ticks"
     year = to_datetime(now).year

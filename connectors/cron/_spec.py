@@ -68,6 +68,7 @@ def _timing(
     end: int,
 ) -> Timing:
     rule: Cron | Every | At
+    check_zone(f"schedule {name!r}", timezone)  # it may be one that only a later release of the zones has
     if expression is not None:
         rule = Cron(parse(expression, where=f"schedule {name!r}", hash_id=name), timezone)
     elif every is not None:

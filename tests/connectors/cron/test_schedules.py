@@ -14,6 +14,7 @@ from fixtures.workers import Log, wait_for
 from refold import App, DefinitionRefused
 from refold.connectors import cron
 from refold.connectors.cron import _runner
+from refold.core import Move
 from refold.eventlog import rebuild
 
 MINUTE = timedelta(minutes=1)
@@ -502,3 +503,48 @@ def test_the_summary_shows_the_next_three_ticks_in_the_schedules_own_zone(
         [report] = cron.serve(app).report()
         assert (report.source, report.label, report.paused) == ("schedule:nightly", "schedule:nightly", False)
         assert report.in_flight == 0
+
+
+def test_a_schedule_in_a_zone_that_is_not_known_here_stops_no_other(app: App, log: Log) -> None:
+    @cron.schedule(every=timedelta(milliseconds=100), overlap="allow")
+    @app.workflow
+    def beat(tick: cron.Tick) -> None: ...
+
+    cron.create(app, "new-zone", "@daily", workflow=beat, timezone="Europe/Berlin")
+    [at] = app.positions("schedule:new-zone")
+    assert at.position is not None
+    app.hand_over([Move(at, at.position.replace(b"Berlin", b"Nowhere"), "schedule:new-zone")])
+    with app:
+        wait_for(lambda: len(ticks(log, "beat")) > 2, "the other one goes on")
+        assert "new-zone: @daily Europe/Nowhere, can't be read by this release" in cron.serve(app).describe()
+        assert [info.next for info in cron.list_schedules(app) if info.name == "new-zone"] == [[]]
+        assert len(cron.serve(app).report()) == 2
+
+
+def test_a_worker_of_the_old_release_that_meets_an_error_brings_back_nothing_old(
+    app: App, log: Log, database_url: str
+) -> None:
+    later = App("later", database_url=database_url)
+    for release, expression in ((app, "0 9 * * *"), (later, "0 10 * * *")):
+
+        @cron.schedule(expression, name="report")
+        @release.workflow
+        def report(tick: cron.Tick) -> None: ...
+
+    with app, later:
+        assert position(log, "report")["spec"]["expression"] == "0 10 * * *"
+        runner = _runner_of(app)
+        looked: list[object] = []
+        real = runner._look
+
+        def look() -> None:
+            looked.append(None)
+            if len(looked) == 1:
+                raise RuntimeError("Postgres was away for a moment")
+            real()
+
+        runner._look = look  # type: ignore[method-assign]
+        runner.look()
+        wait_for(lambda: len(looked) > 1, "it begins again")
+        assert position(log, "report")["spec"]["expression"] == "0 10 * * *"
+    later.close()
