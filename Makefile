@@ -110,6 +110,7 @@ mutants: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
+	@PYTHONPATH=tests $(BIN)/python -m fixtures.conformance_table
 
 clean:
 	rm -rf $(VENV) .venv-* .cache .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
