@@ -37,7 +37,7 @@ _SAY_EVERY: Final = 10.0
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])")
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}\Z")
 _ENDED: Final = ("completed", "failed", "cancelled", "deleted")
-# What `accept` may take beyond its own timeout, while a first connection is being made, say.
+# What a look at a workflow's end may take beyond the time that it is waited for.
 _GRACE: Final = 0.5
 # How much of a body that is too large is read past, and for how long.
 _SKIPPED: Final = MIB
@@ -186,12 +186,10 @@ class Hooks:
 
     async def _accept(self, endpoint: Endpoint, items: Sequence[Item]) -> Sequence[Accepted]:
         """Record `items` and return once they are durable. Raises Refused when that does not happen in time."""
-        timeout = endpoint.settings.timeout
         try:
-            async with asyncio.timeout(timeout + _GRACE):
-                return await self._app.aaccept(
-                    [item.what for item in items], label=endpoint.label, timeout=timeout
-                )
+            return await self._app.aaccept(
+                [item.what for item in items], label=endpoint.label, timeout=endpoint.settings.timeout
+            )
         except InvalidId:
             raise Refused("no-target", "to= gave what can't be a workflow's ID") from None
         except Exception as exc:

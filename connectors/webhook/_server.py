@@ -25,6 +25,8 @@ log: Final = logging.getLogger("refold.webhook")
 VARIABLE: Final = "REFOLD_HTTP"
 PREFIX: Final = "/hooks"
 _STOP: Final = 5.0
+# Longer than proxies and balancers keep a connection: who closes first must not be us, in the middle of their request.
+_KEEP_ALIVE: Final = 75
 
 
 class HttpServer:
@@ -63,6 +65,7 @@ class HttpServer:
         config = uvicorn.Config(
             _Mounted(asgi(app)), lifespan="off", log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=int(_STOP), ws="none",
+            timeout_keep_alive=_KEEP_ALIVE,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -113,7 +113,9 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, counted.write)
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"port={listener.getsockname()[1]}.", flush=True)
-    await uvicorn.Server(uvicorn.Config(counted, log_level="warning")).serve(sockets=[listener])
+    await uvicorn.Server(uvicorn.Config(counted, log_level="warning", timeout_keep_alive=600)).serve(
+        sockets=[listener]
+    )
 
 
 if __name__ == "__main__":
