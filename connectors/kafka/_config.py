@@ -135,6 +135,8 @@ _PRODUCER: Final[Mapping[str, Any]] = {
     "partitioner": "murmur2_random",
     # One try; then the step is tried again, by the log, as long as it takes.
     "message.timeout.ms": 30_000,
+    # How long a topic that nobody knows is waited for, before that is an error.
+    "topic.metadata.propagation.max.ms": 10_000,
     "linger.ms": 1,
 }
 

@@ -11,7 +11,7 @@ def test_poison_parks_its_own_keys_and_its_release_replays_in_order(
 ) -> None:
     figures = run(apache_broker, database_url, keys=400)
     assert (figures.parked, figures.waiting) == (4, 4 * 11)
-    assert figures.records == 3 * 400 + 4 * 11
+    assert figures.records == 3 * 400 + 40 + 4 * 11
 
 
 @pytest.mark.long
@@ -22,4 +22,4 @@ def test_ten_thousand_keys_of_which_a_hundred_are_poison(
     figures = run(apache_broker, database_url, keys=10_000, rate=300)
     print(figures)
     assert (figures.parked, figures.waiting) == (100, 100 * 11)
-    assert figures.records == 3 * 10_000 + 100 * 11
+    assert figures.records == 3 * 10_000 + 1_000 + 100 * 11
