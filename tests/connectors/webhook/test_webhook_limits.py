@@ -285,3 +285,21 @@ def test_a_postgres_that_stalls_gets_503_for_each_and_nobody_waits_for_it(
 
 def _is_taken(site: Site, delivery_id: str) -> bool:
     return site.post("/open", BODY, x_id=delivery_id).status_code == 202
+
+
+def test_what_is_nested_so_deeply_that_a_rebuild_could_not_read_it_is_refused(serve: Serve) -> None:
+    app = App("shop")
+
+    @webhook.post("/deep", verify=webhook.none(), id=webhook.header("x-id"))
+    @app.workflow
+    def deep(delivery: webhook.Delivery[Any]) -> None: ...
+
+    site = serve(app)
+    assert site.post("/deep", b"[" * 300 + b"]" * 300, x_id="300").status_code == 202
+    for depth in range(
+        950, 990, 4
+    ):  # some Pythons go deeper; whatever is taken here, every test's log is rebuilt
+        assert site.post("/deep", b"[" * depth + b"]" * depth, x_id=str(depth)).status_code in (202, 400)
+    said = site.post("/deep", b"[" * 100_000 + b"]" * 100_000, x_id="deepest")
+    assert (said.status_code, said.json()["type"]) == (400, "urn:refold:webhook:bad-body")
+    assert site.post("/deep", b"[" + b"{}," * 10_000 + b"{}]", x_id="flat").status_code == 202
