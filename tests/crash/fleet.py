@@ -21,7 +21,7 @@ APP = ROOT / "tests" / "crash" / "kill_app.py"
 TOPIC = "records"
 WORKFLOWS = ("on_record", "on_delivery", "on_tick")
 # The schedule's first tick comes so many seconds after its workers are started.
-_BEFORE_TICKS = 10
+_BEFORE_TICKS = 20
 DELIVERIES = "/hooks/deliveries"
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 TABLES = """
@@ -53,6 +53,7 @@ class Fleet:
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
         self._folder = folder
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._log_before: dict[int, int] = {}
         for _ in range(count):
             self._workers.append(self._start(len(self._workers)))
 
@@ -86,8 +87,14 @@ class Fleet:
     def log(self, number: int) -> str:
         return (self._folder / f"worker-{number}.log").read_text(errors="replace")
 
+    def is_up(self, number: int) -> bool:
+        """Whether the worker, since it was last started, has said that it works."""
+        path = self._folder / f"worker-{number}.log"
+        return b"worker of" in path.read_bytes()[self._log_before[number] :]
+
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         with (self._folder / f"worker-{number}.log").open("ab") as log:
+            self._log_before[number] = log.tell()
             return subprocess.Popen(
                 self._command,
                 env={**self._env, "REFOLD_HTTP": f"127.0.0.1:{self.ports[number]}"},
@@ -141,21 +148,22 @@ def kill_run(
     records: int,
     deliveries: int,
     seconds: float,
+    tick_seconds: int,
     workers: int,
     between_kills: tuple[float, float],
     restarts: int,
     style: str,
     seed: int,
 ) -> Report:
-    """Send records and deliveries over `seconds`, a tick with each second, while random workers are killed, and let
-    the checker judge.
+    """Send records and deliveries over `seconds`, and a little later tick for `tick_seconds`, while random workers are
+    killed, and let the checker judge.
 
     A killed worker is started again at once, so each kill is two rebalances, and a port that refuses for a while.
     Postgres is restarted `restarts` times, evenly spread. After the last tick nothing is killed any more, and the
     workers get a minute to finish.
     """
     choice = random.Random(seed)
-    ticks = Ticks(_BEFORE_TICKS, seconds, folder / "ticks.jsonl")
+    ticks = Ticks(_BEFORE_TICKS, tick_seconds, folder / "ticks.jsonl")
     env = {
         "REFOLD_DATABASE_URL": database,
         "REFOLD_KAFKA_BOOTSTRAP": bootstrap,
@@ -166,10 +174,10 @@ def kill_run(
     report = Report(Verdict())
     began = time.monotonic()
     with running_fleet(APP, workers, env, folder) as fleet:
-        wait_until(lambda: "worker of" in fleet.log(0) or bool(fleet.ended()), 30, "a worker has started")
+        wait_until(lambda: fleet.is_up(0) or bool(fleet.ended()), 30, "a worker has started")
         if fleet.ended():
             raise RuntimeError(f"workers ended at once: {fleet.ended()}\n{fleet.log(fleet.ended()[0][0])}")
-        if ticks.left() < seconds:
+        if ticks.left() < tick_seconds:
             raise RuntimeError("the schedule's first tick was over before a worker had started")
         kafka = KafkaRecords(bootstrap, TOPIC, records, seconds, folder / "records.jsonl", seed)
         posts = Deliveries(
@@ -180,6 +188,8 @@ def kill_run(
             kafka.wait(60)
             posts.wait(60)
         wait_while_moving(lambda: finished(database), records + deliveries + ticks.count, quiet=60)
+        # One that was killed last may be starting still, and could not stop in order before it has.
+        wait_until(lambda: all(map(fleet.is_up, range(workers))) or bool(fleet.ended()), 60, "all are up")
         report.exit_codes = fleet.stop()
     report.seconds, report.tries = time.monotonic() - began, posts.tries
     report.verdict = check(database, [kafka.manifest, *posts.manifests(), ticks.manifest], WORKFLOWS)

@@ -191,9 +191,9 @@ class Deliveries(Sender):
 class Ticks:
     """The seconds of a stretch of time at which a schedule has to have ticked: known before the first of them."""
 
-    def __init__(self, from_now: int, seconds: float, manifest: Path) -> None:
+    def __init__(self, from_now: int, seconds: int, manifest: Path) -> None:
         self.first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=from_now)
-        self.last = self.first + timedelta(seconds=int(seconds))
+        self.last = self.first + timedelta(seconds=seconds)
         self.manifest = manifest
         with manifest.open("w") as file:
             for i in range(self.count):
