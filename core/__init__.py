@@ -2,6 +2,7 @@
 
 from refold.core._app import App
 from refold.core._client import Page, WorkflowInfo
+from refold.core._codec import is_too_deep
 from refold.core._connector import Connector, ConnectorPlugin, DevService, SourceReport
 from refold.core._context import arecv, recv, uuid, workflow_args
 from refold.core._definitions import Handle, Later, Step, StepInfo, Workflow, step, step_info
@@ -107,6 +108,7 @@ __all__ = [
     "WrongCall",
     "arecv",
     "check_id",
+    "is_too_deep",
     "join_id",
     "record_error",
     "recv",

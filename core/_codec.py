@@ -30,6 +30,27 @@ _SHAPES_FIX: Final = (
 )
 
 
+# JSON that only just can be decoded at one place could not be where more is on the stack: when the log is rebuilt, say.
+_MARGIN: Final = 400
+_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def is_too_deep(data: bytes) -> bool:
+    """Say whether JSON is nested so deeply that who reads it later, from elsewhere, may not be able to.
+
+    Flat data cost two counts of a byte. What is no JSON is not too deep.
+    """
+    if data.count(b"[") + data.count(b"{") <= _MARGIN:
+        return False
+    try:
+        _skip(b"[" * _MARGIN + data + b"]" * _MARGIN)
+    except RecursionError:
+        return True
+    except msgspec.MsgspecError:
+        return False  # whoever decodes it says why
+    return False
+
+
 def digest_of(canonical: bytes) -> str:
     """Return the digest under which an input is known: 32 hex digits of sha256 over its canonical bytes."""
     return hashlib.sha256(canonical).hexdigest()[:32]

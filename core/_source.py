@@ -16,6 +16,7 @@ import psycopg
 from msgspec import Raw
 from psycopg import errors
 
+from refold.core._codec import is_too_deep
 from refold.core._definitions import Workflow
 from refold.core._errors import DecodeFailed
 from refold.core._failures import record_error
@@ -374,6 +375,12 @@ def _advance(move: Move, at: int) -> tuple[list[Append], SourcePosition]:
 def new_workflow(start: Start, label: str, at: int, owner: str | None) -> tuple[NewWorkflow, WorkflowStarted]:
     """Return the head and event 0 of a start; in `owner`'s hands, if it can run at once."""
     order, digest = start.order, start.digest
+    if is_too_deep(start.input):
+        # Whatever the connector takes: one message must not keep the whole log from being rebuilt.
+        start.failure = record_error(
+            DecodeFailed(f"the input of workflow {start.id!r}", "it is nested too deeply")
+        )
+        start.input = msgspec.json.encode({"refused": {"bytes": len(start.input)}})
     if start.failure is None and (digest is None or order is not None):
         try:
             computed = start.workflow.digest(start.input)

@@ -148,9 +148,10 @@ def trigger(app: App, name: str) -> str:
 def backfill(app: App, name: str, start: datetime, end: datetime, *, in_order: bool = True) -> int:
     """Start the workflows of the schedule's ticks from `start` to `end`, both included, and return how many were new.
 
-    The IDs are those of the ticks: one that has run starts nothing again. They run one after the other, the
-    schedule's own ticks beside them; all at once with `in_order=False`. Up to 500 share a transaction, so that a
-    crash leaves whole ones, and the same call goes on. Raises ScheduleNotFound.
+    Ticks that have not come yet are left to the schedule, whatever `end` is. The IDs are those of the ticks: one that
+    has run starts nothing again. They run one after the other, the schedule's own ticks beside them; all at once with
+    `in_order=False`. Up to 500 share a transaction, so that a crash leaves whole ones, and the same call goes on.
+    Raises ScheduleNotFound.
     """
     for option, time in (("start", start), ("end", end)):
         if time.tzinfo is None:
@@ -159,7 +160,7 @@ def backfill(app: App, name: str, start: datetime, end: datetime, *, in_order: b
                 f"{option}={time!r} is a time without a zone",
                 "Write datetime(..., tzinfo=UTC).",
             )
-    first, last, started = to_us(start), to_us(end), 0
+    first, last, started = to_us(start), min(to_us(end), app.log_now()), 0
     while True:
         count, new, following = _backfill_some(app, name, first, last, in_order=in_order)
         started += new

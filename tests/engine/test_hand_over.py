@@ -10,7 +10,17 @@ import pytest
 
 from fixtures.workers import Log
 from refold import App
-from refold.core import HandedOver, Lane, Move, PositionMoved, SourcePosition, Start, Workflow, _source
+from refold.core import (
+    DecodeFailed,
+    HandedOver,
+    Lane,
+    Move,
+    PositionMoved,
+    SourcePosition,
+    Start,
+    Workflow,
+    _source,
+)
 
 
 class Feed:
@@ -109,3 +119,16 @@ def test_who_slept_through_a_change_of_generation_moves_no_position_back(
     assert feed.read("s")[0].position == b"3"
     assert not log.events("source:s/0")
     assert not log.rows("select workflow_id from refold.workflows where workflow_id = 'b'")
+
+
+def test_a_message_too_deep_for_a_rebuild_to_read_is_a_visible_failure_and_holds_nobody_up(
+    feed: Feed, app: App
+) -> None:
+    """That the log can be rebuilt is checked after every test. Newer Pythons read deeper than this."""
+    [at] = feed.read("s")
+    move = feed.move(at, 1, "deep", "flat")
+    move.starts[0].input = b'{"n":%s}' % (b"[" * 960 + b"]" * 960)
+    feed.hand_over(move)
+    assert app.get("flat").result(10) == 1
+    with pytest.raises(DecodeFailed, match=r"it is nested too deeply|Expected `int`, got `array`"):
+        app.get("deep").result(10)
