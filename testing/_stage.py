@@ -211,10 +211,15 @@ class Stage:
     # Waiting and judging
 
     def wait(self, fact: Callable[[], object], what: str, *workers: Worker, at_least: float = 0.0) -> None:
-        """Wait for what must happen; refuses after the harness's patience, with the workers' last lines."""
+        """Wait for what must happen; refuses after the harness's patience, with the workers' last lines.
+
+        Senders that had no answer go on trying meanwhile.
+        """
         patience = max(self.harness.patience, at_least)
         deadline = time.monotonic() + patience
         while not fact():
+            if self.kind == "push":
+                self.send_due()
             if time.monotonic() > deadline:
                 logs = "".join(f"\n{worker.last_lines()}" for worker in workers or self.running())
                 raise Refused(f"waited {patience:g} s in vain for {what}{logs}")
@@ -259,7 +264,7 @@ class Stage:
             marker = self.send(1)
             self.wait_done(marker, f"a message that was sent after that: {what}")
         # A sign that nothing is on its way any more. That it must come is a clause of its own.
-        self.watch(lambda: self._nothing_due() and self.unacknowledged() in (0, None))
+        self.watch(lambda: self._all_sent() and self.unacknowledged() in (0, None))
         self.wait(lambda: not self.workflows(*OPEN), "the end of every workflow")
         self.check_once(what)
 
@@ -267,11 +272,11 @@ class Stage:
         """Wait until every message is acknowledged, if anybody can tell."""
         if self.unacknowledged() is not None:
             self.wait(
-                lambda: self._nothing_due() and self.unacknowledged() == 0,
+                lambda: self.unacknowledged() == 0,
                 "the acknowledgement of messages that were processed",
             )
 
-    def _nothing_due(self) -> bool:
+    def _all_sent(self) -> bool:
         if self.kind == "push":
             self.send_due()
         return True
