@@ -40,9 +40,9 @@ def table(samples: Samples, metrics: Sequence[Metric], contestants: Sequence[str
         for who in contestants:
             if who != "DBOS" and who in by_contestant:
                 verdicts += _verdict(metric, who, by_contestant)
-    return "\n".join(
-        [*lines, "", "against DBOS, median of the rounds' ratios [lowest .. highest]", *verdicts]
-    )
+    if verdicts:
+        lines += ["", "against DBOS, median of the rounds' ratios [lowest .. highest]", *verdicts]
+    return "\n".join(lines)
 
 
 def _cell(metric: Metric, figures: list[float] | None) -> str:
