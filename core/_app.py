@@ -35,6 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DATABASE_URL: Final = "REFOLD_DATABASE_URL"
+_SIGNALS_SEEN_WITHIN: Final = 0.5  # seconds
 ACCEPT_WITHIN: Final = 10.0  # seconds
 
 
@@ -206,7 +207,10 @@ class App:
             with self:
                 if started is not None:
                     started()
-                over.wait()
+                # Not for ever at once: a signal that the kernel gives to another thread does not wake this one, and
+                # Python runs the handler only here.
+                while not over.wait(_SIGNALS_SEEN_WITHIN):
+                    pass
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

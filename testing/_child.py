@@ -4,6 +4,7 @@
 the file descriptor named there.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -38,12 +39,14 @@ def main() -> None:
     app = ProbedApp("kit", database_url=orders.database_url, probe=Probe(say, folder / "gate", orders.die))
     app.shutdown_grace = timedelta(seconds=harness.grace)
     harness.declare(app)
+    faulthandler.register(signal.SIGUSR1)  # the kit asks where a worker stands that does not end
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     with app, harness.running(app):
         say("up")
-        over.wait()
+        while not over.wait(0.5):  # a signal that another thread gets does not wake this one
+            pass
         say("stopping")
     sys.stdout.flush()
 

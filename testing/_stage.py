@@ -114,7 +114,7 @@ class Stage:
             if time.monotonic() > deadline:
                 raise Refused(
                     f"SIGTERM, and the worker had not ended {allowed:g} s later; its grace is {self.harness.grace:g} s."
-                    f" Does stop() return, whatever the other system does?\n{worker.last_lines()}"
+                    f" Does stop() return, whatever the other system does? Its threads:\n{worker.stacks()}"
                 )
             self._pause(worker)
         if worker.exit_code != 0:

@@ -1,5 +1,6 @@
 """One worker process, seen from the kit: what it has said so far, and how it ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,6 +74,16 @@ class Worker:
     def was_killed(self) -> bool:
         """Whether SIGKILL has ended it."""
         return self.exit_code == -signal.SIGKILL
+
+    def stacks(self) -> str:
+        """Return where its threads stand now."""
+        before = self.log_path.stat().st_size
+        self._process.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # it is to write them meanwhile, not to end
+        with self.log_path.open("rb") as log:
+            log.seek(before)
+            return "\n".join(f"    {line}" for line in log.read().decode(errors="replace").splitlines())
 
     def last_lines(self) -> str:
         """Return the end of its log."""

@@ -40,6 +40,9 @@ from refold.eventlog import (
 
 # A terminal can't follow thousands of events a second; what it misses is counted, and is in `refold show`.
 _BACKLOG: Final = 2_000
+# Seconds. A signal that the kernel gives to another thread does not wake the one that waits here, and Python runs the
+# handler only in it.
+_SIGNALS_SEEN_WITHIN: Final = 0.5
 _ENDS: Final = (WorkflowCompleted, WorkflowFailed, WorkflowCancelled)
 
 
@@ -171,7 +174,13 @@ class _Feed:
         self._events.put(None)
 
     def __iter__(self) -> Iterator[tuple[str, Recorded]]:
-        while (item := self._events.get()) is not None:
+        while True:
+            try:
+                item = self._events.get(timeout=_SIGNALS_SEEN_WITHIN)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
             yield item
 
 
