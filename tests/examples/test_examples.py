@@ -217,7 +217,7 @@ def test_an_overdrawn_account_stops_alone_and_its_bookings_stay_in_order(stage: 
         wait_for(lambda: stage.log.one(done) == 36 + 11, "the bookings behind it", timeout=60)
         balances = [sum(range(1, n + 2)) for n in range(12)]
         seen: dict[str, dict[str | None, int]] = {name: {} for name in names}
-        for record in records(Broker(broker.bootstrap), "balances", 47):
+        for record in records(Broker(broker.bootstrap), "balances", 47, header="refold-id"):
             value = json.loads(record.value() or b"")
             ids = dict(headers(record))
             seen[value["account"]].setdefault((ids["refold-id"] or b"").decode(), value["cents"])
