@@ -474,18 +474,25 @@ class _Cluster:
                 pid = f"process {found.pid}" if found else "another machine or container"
                 raise DataFolderInUse(str(self.data_dir), f"a server that does not answer here ({pid})")
             time.sleep(0.05)  # it comes up, or goes down: neither has anything that could be waited on
-        found = _PidFile.find(self.data_dir)
-        if found is None:
-            return None
-        if not _is_postgres(found.pid):
-            # Left by a killed server. Postgres would refuse to start if the number is now another process of
-            # this user, as it often is in a restarted container, so it goes.
-            (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
-        elif _connect(found):
-            raise DataFolderInUse(
-                str(self.data_dir), f"a server that was started by hand (process {found.pid})"
-            )
+        self._clear_what_a_killed_server_left()
         return None
+
+    def _clear_what_a_killed_server_left(self) -> None:
+        """Remove `postmaster.pid` if its process is dead or no Postgres.
+
+        Postgres would refuse to start if the number is now another process of this user, as it often is in a
+        restarted container, or a zombie."""
+        began = time.monotonic()
+        while (found := _PidFile.find(self.data_dir)) and _is_postgres(found.pid):
+            if _connect(found):
+                raise DataFolderInUse(
+                    str(self.data_dir), f"a server that was started by hand (process {found.pid})"
+                )
+            if time.monotonic() > began + _LEFT_OVER_SECONDS:
+                return  # Postgres judges it when it starts
+            time.sleep(0.01)  # a killed process gives up its locks a moment before it counts as dead
+        if found:
+            (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
 
     def _is_server_alive(self) -> bool:
         fd = _open_lock(self.folder / "server")

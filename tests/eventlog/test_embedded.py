@@ -4,11 +4,14 @@ Each user here is a process of its own, as in life. None of these tests uses the
 """
 
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -278,6 +281,36 @@ def test_a_process_id_that_is_somebody_elses_by_now_is_no_obstacle(project: Path
         pid_file.write_text(left.replace(str(server.pid), str(stranger.pid), 1))
         os.chown(pid_file, owner.st_uid, owner.st_gid)
         with embedded_postgres(project) as again:
+            assert _ask(again.url, "select 1") == 1
+
+
+def test_a_server_that_is_still_dying_is_waited_for(project: Path) -> None:
+    """A killed process gives up its locks first; then, until it is reaped, Postgres takes it for another server."""
+    with embedded_postgres(project) as server:
+        pid_file = server.data_dir / "postmaster.pid"
+        left = pid_file.read_text()
+        owner = server.data_dir.stat()
+        socket_dir = Path(str(_ask(server.url, "show unix_socket_directories")))
+        port = _ask(server.url, "show port")
+    account: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid} if os.geteuid() == 0 else {}
+    program = project / "postgres"
+    program.symlink_to(str(shutil.which("cat")))
+    socket_dir.mkdir()
+    with (
+        subprocess.Popen(["cat"], executable=program, stdin=subprocess.PIPE, cwd="/", **account) as dying,
+        socket.socket(socket.AF_UNIX) as door,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        pid_file.write_text(left.replace(str(server.pid), str(dying.pid), 1))
+        os.chown(pid_file, owner.st_uid, owner.st_gid)
+        door.bind(str(socket_dir / f".s.PGSQL.{port}"))
+        door.listen()
+        door.settimeout(60)
+        starting = beside.submit(embedded_postgres, project)
+        knocking, _ = door.accept()  # so its process was found, and found to be a Postgres
+        dying.kill()
+        knocking.close()
+        with starting.result() as again:
             assert _ask(again.url, "select 1") == 1
 
 
