@@ -29,6 +29,7 @@ from refold.connectors.kafka._aside import Aside
 from refold.connectors.kafka._backlog import Backlog, size_of
 from refold.connectors.kafka._broker import Lookup, QuietLog, SaidOnce, is_missing_topic
 from refold.connectors.kafka._config import consumer_config, is_incremental
+from refold.connectors.kafka._lag_hint import LagHint
 from refold.connectors.kafka._message import Record
 from refold.connectors.kafka._places import Key, Places
 from refold.connectors.kafka._position import (
@@ -162,6 +163,8 @@ class Reader:
             if callback in config:
                 config[callback] = self._guarded(config[callback])
         config["error_cb"] = self._guarded(self._on_error, settings.config.get("error_cb"))
+        self._hint = LagHint(self._tell_kafka)
+        config["on_commit"] = self._guarded(self._hint.answered)
         self._client = Consumer(config, logger=QuietLog())
 
     # The life of it
@@ -172,7 +175,7 @@ class Reader:
             list(self._settings.topics),
             on_assign=self._guarded(self._on_assign),
             on_revoke=self._guarded(self._on_revoke),
-            on_lost=self._guarded(self._on_revoke),
+            on_lost=self._guarded(self._on_lost),
         )
         while not stopping.is_set():
             self._settle()
@@ -195,6 +198,7 @@ class Reader:
             concurrent.futures.wait([self._handing.done], timeout)
             try:
                 self._settle_hand_over()
+                self._hint.tell(at_once=True)
             except Exception:
                 log.debug("the last hand-over of consumer %s failed", self._settings.name, exc_info=True)
         self._aside.close()
@@ -249,7 +253,7 @@ class Reader:
                 except Exception as exc:
                     if self._said.may_say(f"callback {callback!r}"):
                         log.exception("a callback of consumer %s failed; it reads on", self._settings.name)
-                    if callback in (self._on_assign, self._on_revoke):
+                    if callback in (self._on_assign, self._on_revoke, self._on_lost):
                         self._broken = exc
 
         return call
@@ -266,8 +270,14 @@ class Reader:
             self._client.assign([])
         self._place_after = 0.0
 
-    def _on_revoke(self, _: Consumer, taken: Sequence[TopicPartition]) -> None:
+    def _on_revoke(self, client: Consumer, taken: Sequence[TopicPartition]) -> None:
+        self._hint.tell(at_once=True)
+        self._on_lost(client, taken)
+
+    def _on_lost(self, _: Consumer, taken: Sequence[TopicPartition]) -> None:
         gone = [self._partitions.pop((at.topic, at.partition), None) for at in taken]
+        for at in taken:
+            self._hint.forget((at.topic, at.partition))
         if self._incremental:
             # Only those that the client was told to read.
             reading = {(at.topic, at.partition) for at in self._client.assignment()}
@@ -366,6 +376,8 @@ class Reader:
                 self._place_after = time.monotonic() + _RETRY
             elif self._partitions.get(part.key) is part:
                 part.settle(*found[part.key])
+                # Whoever had it before may have been killed before it could tell.
+                self._hint.note(part.key, part.position.next_offset)
                 settled.append(part)
         if settled:
             self._reachable()
@@ -510,7 +522,8 @@ class Reader:
             assert part.expected is not None
             part.expected = handed.positions[part.expected.source]
             part.position = position
-        self._tell_kafka(handing.after)
+            if self._partitions.get(part.key) is part:
+                self._hint.note(part.key, position.next_offset)
 
     def _not_handed_over(self, handing: _HandOver, exc: Exception) -> None:
         """Try the same records again, after a while; the second time each is tried on the workflow itself."""
@@ -528,17 +541,11 @@ class Reader:
                     taken.part.waiting.put_back(taken.records)
         self._looking = None
 
-    def _tell_kafka(self, moved: Sequence[tuple[_Partition, Position]]) -> None:
-        """Commit the offsets to Kafka, last of all and without waiting: monitors of lag look at them, nobody else."""
-        offsets = [
-            _at(part.key, position.next_offset)
-            for part, position in moved
-            if self._partitions.get(part.key) is part
-        ]
+    def _tell_kafka(self, offsets: Mapping[Key, int]) -> None:
         try:
-            if offsets:
-                self._client.commit(offsets=offsets, asynchronous=True)
+            self._client.commit(offsets=[_at(*one) for one in offsets.items()], asynchronous=True)
         except (KafkaException, RuntimeError) as exc:
+            self._hint.answered()
             log.debug("consumer %s: offsets not committed: %s", self._settings.name, exc)
 
     # Bounds, and what is asked from time to time
@@ -549,6 +556,7 @@ class Reader:
         self._settle_placing()
         self._settle_count()
         self._settle_check()
+        self._hint.tell()
         self._note_ends()
 
     def _settle_count(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from fixtures.brokers import Broker
+from fixtures.brokers import Broker, MockBroker
 from fixtures.kafka_app import Order, Watched, ended, order
 from refold import App
 from refold.connectors import kafka
@@ -118,6 +118,38 @@ def test_kafka_is_told_after_the_hand_over(broker: Broker, database_url: str) ->
     with Watched(database_url, broker, topic, name=f"told-{topic}", group=f"told-{topic}") as shop:
         shop.wait_ended(2)
         shop.wait(lambda: broker.committed(f"told-{topic}", topic) == 2, "the committed offset")
+
+
+def test_kafka_is_told_of_many_hand_overs_at_once_when_its_answers_are_slow(
+    mock_broker: MockBroker, database_url: str
+) -> None:
+    """A commit for each would queue up in front of the heartbeats, until the group gives the partitions away."""
+    topic = mock_broker.create_topic()
+    mock_broker.answer_slowly(MockBroker.OFFSET_COMMIT, 100, milliseconds=1_500)
+    count = mock_broker.count_requests()
+    group = f"slow-{topic}"
+    try:
+        with Watched(
+            database_url, mock_broker, topic, group=group, batch_size=1, config={"session.timeout.ms": 60_000}
+        ) as shop:
+            mock_broker.produce(topic, *(order(i) for i in range(100)))
+            shop.wait_ended(100)
+            assert count(MockBroker.OFFSET_COMMIT) < 50
+    finally:
+        mock_broker.accept(MockBroker.OFFSET_COMMIT)
+    assert mock_broker.committed(group, topic) == 100
+
+
+def test_kafka_is_told_by_the_next_worker_what_a_killed_one_could_not_tell(
+    dev_broker: Broker, database_url: str
+) -> None:
+    topic = dev_broker.create_topic()
+    dev_broker.produce(topic, order("a"))
+    with Watched(database_url, dev_broker, topic) as first:
+        first.wait_ended(1)
+    # Kafka knows nothing of this group, as if the first had never told it. The topic is idle from here on.
+    with Watched(database_url, dev_broker, topic, group=f"next-{topic}") as second:
+        second.wait(lambda: dev_broker.committed(f"next-{topic}", topic) == 1, "the committed offset")
 
 
 def test_two_topics_and_two_consumers_of_one_topic(broker: Broker, database_url: str) -> None:
