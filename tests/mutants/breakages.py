@@ -55,7 +55,9 @@ MUTANTS: Final[Sequence[Mutant]] = (
             Change(
                 _READER,
                 "            batch.done = self._lane.hand_over(moves)\n",
-                "            self._tell_kafka(batch.after)\n"
+                "            for part, position in batch.after:\n"
+                "                self._hint.note(part.key, position.next_offset)\n"
+                "            self._hint.tell(at_once=True)\n"
                 "            batch.done = self._lane.hand_over(moves)\n",
             )
         ],
@@ -1097,5 +1099,65 @@ MUTANTS: Final[Sequence[Mutant]] = (
             "test_what_one_round_of_the_senders_loop_posts_wakes_the_other_loop_once"
         ],
         r"assert False",
+    ),
+    Mutant(
+        "Kafka is told of each hand-over, without waiting for its answers",
+        [
+            Change(
+                "connectors/kafka/_lag_hint.py",
+                "(not at_once and (self._is_under_way or now < self._next_at))",
+                "now < 0",
+            )
+        ],
+        [
+            "tests/connectors/test_kafka_hand_over.py::"
+            "test_kafka_is_told_of_many_hand_overs_at_once_when_its_answers_are_slow"
+        ],
+        r"assert \d+ < 50",
+    ),
+    Mutant(
+        "what a killed worker could not tell Kafka is never told",
+        [Change(_READER, "                self._hint.note(part.key, part.position.next_offset)\n", "")],
+        [
+            "tests/connectors/test_kafka_hand_over.py::"
+            "test_kafka_is_told_by_the_next_worker_what_a_killed_one_could_not_tell"
+        ],
+        r"waited in vain for the committed offset",
+    ),
+    Mutant(
+        "an embedded server that is still dying is in the way of the next one",
+        [
+            Change(
+                "eventlog/_embedded.py",
+                "            if time.monotonic() > began + _LEFT_OVER_SECONDS:\n                return",
+                "            if True:\n                return",
+            )
+        ],
+        ["tests/eventlog/test_embedded.py::test_a_server_that_is_still_dying_is_waited_for"],
+        r"Is another postmaster",
+    ),
+    Mutant(
+        "a hand-over of a generation that is over moves the position back",
+        [
+            Change(
+                _SCHEMA,
+                "            < (substring(excluded.stream from '[0-9]+$')::bigint, excluded.next_seq);\n",
+                "            < (substring(excluded.stream from '[0-9]+$')::bigint, excluded.next_seq) or true;\n",
+            )
+        ],
+        [
+            "tests/engine/test_hand_over.py::"
+            "test_who_slept_through_a_change_of_generation_moves_no_position_back"
+        ],
+        r"DID NOT RAISE",
+    ),
+    Mutant(
+        "a worker of the old release that meets an error brings its schedules back",
+        [Change("connectors/cron/_runner.py", "        if self.settled.is_set():\n", "        if False:\n")],
+        [
+            "tests/connectors/cron/test_schedules.py::"
+            "test_a_worker_of_the_old_release_that_meets_an_error_brings_back_nothing_old"
+        ],
+        r"'0 9 \* \* \*' == '0 10 \* \* \*'",
     ),
 )
