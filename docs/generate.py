@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 import refold
-from refold.connectors import kafka, slack, webhook
+from refold.connectors import cron, kafka, nats, slack, webhook
 from refold.core.cli._main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,55 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "dedup": "A header whose value is a record's identity: of all records of a topic with the same one, "
         "the first runs.",
     },
+    "refold.connectors.kafka.signal": {
+        "topics": "The topics to read, one or several.",
+        "to": "The ID of the workflow that a record is for: a function of the message. None: it is for nobody.",
+        "topic": "The topic that the workflow receives: `refold.recv(topic)`.",
+        "body": "The type that the record's value must have.",
+        "value": "What is sent: a function of the message; default: the record's value.",
+        "name": "The consumer's identity; default: the workflow's name and the topic.",
+        "group": "Kafka's consumer group; default: the name. May be changed freely.",
+        "bootstrap_servers": "The brokers; default: `REFOLD_KAFKA_BOOTSTRAP`.",
+        "start": "Where a consumer begins that has no position yet.",
+        "config": "Settings for librdkafka, as for `kafka.consumer`.",
+        "batch_size": "How many records are handed over in one transaction, at most.",
+        "max_in_flight": "At about so many runnable workflows of its own (records that were no message) it pauses.",
+        "dead_letter": "A topic that gets the records that could not be delivered.",
+        "dedup": "A header whose value is a record's identity, as for `kafka.consumer`.",
+    },
+    "refold.connectors.kafka.Producer": {
+        "name": "What the log calls it. Keep it.",
+        "bootstrap_servers": "The brokers; default: `REFOLD_KAFKA_BOOTSTRAP`.",
+        "config": "Settings for librdkafka, as they are. Those that would break the promise are refused by name.",
+    },
+    "refold.connectors.cron.schedule": {
+        "expression": "Five fields, six with the second in front, or `@hourly` and the like. One of `expression`, "
+        "`every` and `at` is given.",
+        "name": "The schedule's identity, part of every workflow ID; default: the workflow's name. Keep it.",
+        "timezone": "The zone of the expression, by its place: `Europe/Berlin`.",
+        "every": "A fixed distance, counted from 1970 UTC.",
+        "at": "One time, or several; with a zone each.",
+        "start": "No tick before it.",
+        "end": "No tick after it.",
+        "catch_up": "How late a tick that was missed is still fired; zero: not at all.",
+        "missed": "Which of the missed ticks: the `latest` one, or `all` of them, 1,000 at most.",
+        "overlap": "What a tick does while an earlier one's workflow has not ended: `skip`, `buffer_one`, "
+        "`buffer_all`, `cancel_other`, `allow`.",
+        "jitter": "Each start is delayed by a part of it, the same for the same tick.",
+        "paused": "A new schedule fires nothing before somebody resumes it.",
+    },
+    "refold.connectors.nats.consumer": {
+        "stream": "The JetStream stream to read.",
+        "name": "The consumer's identity, part of every workflow ID; default: the workflow's name. Keep it.",
+        "durable": "What JetStream calls the consumer; default: the name. It is made if it is not there.",
+        "subject": "Only messages of this subject; default: all of the stream.",
+        "servers": "The servers; default: `REFOLD_NATS_URL`.",
+        "options": "What `nats.connect` takes: `user_credentials`, `tls`, ...",
+        "start": "Where a durable consumer begins that is made: with `all` messages, or only `new` ones.",
+        "ack_wait": "After it JetStream delivers again what was not acknowledged.",
+        "batch_size": "How many messages are handed over in one transaction, at most.",
+        "max_in_flight": "At about so many runnable workflows (those that wait don't count) no more are asked for.",
+    },
     "refold.connectors.webhook.post": {
         "path": "Where the endpoint is, under the mount (`/hooks` in `refold dev`).",
         "verify": "Who may send: `webhook.standard`, `github`, `stripe`, `slack`, `shopify`, `hmac`, `bearer`, "
@@ -107,6 +156,17 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "body_timeout": "How long a body may take to come.",
         "handshake": "The answer to a sender's question in the query: `webhook.echo(...)`.",
     },
+    "refold.connectors.webhook.hmac": {
+        "secret": "The secret, `env:NAME`, or several while they are rotated.",
+        "header": "The header that holds the signature.",
+        "prefix": "What stands in front of it there, like `sha256=`.",
+        "encoding": "`hex` or `base64`.",
+        "algorithm": "`sha1`, `sha256`, `sha384` or `sha512`.",
+        "template": "What is signed: `{body}`, with `{timestamp}` and `{id}` where the sender has them in.",
+        "id_header": "The header that holds `{id}`.",
+        "timestamp_header": "The header that holds `{timestamp}`, in seconds.",
+        "tolerance": "How far the timestamp may be off.",
+    },
     "refold.connectors.webhook.asgi": {
         "app": "The app whose endpoints they are.",
         "run_worker": "Run a worker with the server, where this is served by itself.",
@@ -132,8 +192,13 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "refold.step": refold.step,
     "App.workflow": refold.App.workflow,
     "refold.connectors.kafka.consumer": kafka.consumer,
+    "refold.connectors.kafka.signal": kafka.signal,
+    "refold.connectors.kafka.Producer": kafka.Producer.__init__,
+    "refold.connectors.cron.schedule": cron.schedule,
+    "refold.connectors.nats.consumer": nats.consumer,
     "refold.connectors.webhook.post": webhook.post,
     "refold.connectors.webhook.signal": webhook.signal,
+    "refold.connectors.webhook.hmac": webhook.hmac,
     "refold.connectors.webhook.asgi": webhook.asgi,
     "refold.connectors.slack.mount": slack.mount,
 }
@@ -161,7 +226,7 @@ def page() -> str:
     parts = [
         "# Configuration\n",
         "<!-- Generated by docs/generate.py: run `make docs`. -->\n",
-        "Every option and every environment variable.\n",
+        "Every option of what an app declares, every environment variable, every command.\n",
         "## Environment variables\n",
         _table(("variable", "meaning"), [(f"`{name}`", text) for name, text in sorted(VARIABLES.items())]),
     ]
