@@ -144,8 +144,11 @@ def terminal_width() -> int:
 
 
 def clock(moment: datetime) -> str:
-    """Return the time of day to the millisecond, in this machine's zone."""
-    return moment.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    """Return the time of day to the millisecond, in this machine's zone; of another day than today with its date."""
+    local = moment.astimezone()
+    if local.date() == datetime.now().date():
+        return local.strftime("%H:%M:%S.%f")[:-3]
+    return local.strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def stamp(moment: datetime) -> str:

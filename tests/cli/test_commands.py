@@ -60,6 +60,18 @@ def test_list_filters_and_pages(shop: Terminal) -> None:
     assert len(text.splitlines()) == 5
 
 
+def test_what_was_not_today_is_shown_with_its_date(shop: Terminal, log: Log) -> None:
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "old")
+    shop.type("start", "shop.py", "checkout", ORDER, "--id", "new")
+    log.rows("update refold.workflows set created_at = '2026-01-05 12:00:00Z' where workflow_id = 'old'")
+    *_, old = (line.split()[3] for line in shop.type("list").out.splitlines())
+    log.rows(  # the audit of each test compares the head with its first event
+        "update refold.workflows w set created_at = e.at from refold.events e"
+        " where e.workflow_id = w.workflow_id and e.seq = 0 and w.workflow_id = 'old'"
+    )
+    assert old.startswith("2026-01-0") and len(old) == len("2026-01-05T12:00:00")
+
+
 def test_show_prints_the_history_as_a_table_with_times_between_events(
     shop: Terminal, run_once: Callable[[str], None]
 ) -> None:
