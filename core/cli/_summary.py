@@ -1,12 +1,15 @@
 """What runs, and what to try next: the lines that `refold dev` and `refold worker` show when an app is up."""
 
 import logging
+import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from refold.core import App, Connector
+from refold.core.cli._output import terminal_width
 
 log = logging.getLogger("refold.cli")
 
@@ -59,13 +62,24 @@ def _try_next(connector: Connector) -> list[str]:
 
 
 def print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts in two columns, a label once for the lines that share it."""
+    """Print labels and texts in two columns, a label once for the lines that share it.
+
+    On a terminal a text that is too long goes on in its column. One to be typed is left whole, to be copied.
+    """
     before = ""
-    width = max((len(label) for label, _ in lines), default=0)
+    width = max([10, *(len(label) for label, _ in lines)])
+    room = max(terminal_width() - width - 3, 40) if sys.stdout.isatty() else None
     for label, text in lines:
         shown = "" if label == before else label
-        click.echo(f"  {click.style(shown.ljust(max(width, 10)), fg='cyan')} {text}")
+        rows = [text] if room is None or label == "try" else _wrapped(text, room)
+        for row in rows:
+            click.echo(f"  {click.style(shown.ljust(width), fg='cyan')} {row}")
+            shown = ""
         before = label
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [text]
 
 
 __all__ = ["connectors_as_json", "print_lines", "summarize"]

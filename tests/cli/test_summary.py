@@ -1,6 +1,9 @@
 """What `refold dev`, `refold worker` and `refold sources` say of connectors, whatever they are."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +98,31 @@ def test_a_connector_that_cannot_describe_itself_does_not_keep_the_app_from_runn
         ["worker of beads: ...", "string     beads: ZeroDivisionError: division by zero", "try ..."]
     )
     worker.interrupt()
+
+
+LONG = """
+from refold.core.cli._summary import print_lines
+
+print_lines([("schedule", "report: next " + ", ".join(["Mon 23 Nov 09:00"] * 5)), ("try", "echo " + "x " * 60)])
+"""
+
+
+def test_on_a_terminal_what_is_too_long_goes_on_in_its_column_and_what_is_to_be_typed_stays_whole() -> None:
+    reading, writing = os.openpty()
+    subprocess.run(
+        [sys.executable, "-c", LONG],
+        stdout=writing,
+        env={**os.environ, "COLUMNS": "80"},
+        timeout=60,
+        check=True,
+    )
+    os.close(writing)
+    shown = os.read(reading, 10_000).decode().replace("\x1b[36m", "").replace("\x1b[0m", "")
+    os.close(reading)
+    first, second, *_, typed = shown.splitlines()
+    assert first.startswith("  schedule   report: next Mon 23 Nov") and len(first) <= 80
+    assert second.startswith(" " * 13) and second[13] != " "
+    assert typed.split() == ["try", "echo", *["x"] * 60]
 
 
 def test_sources_of_any_connector_are_listed(desk: Terminal) -> None:
