@@ -88,6 +88,30 @@ def curl_line(endpoint: Endpoint, url: str, made_up: Collection[str] = ()) -> st
     A token that the environment holds is in the line by its variable's name, unless that is one of `made_up`: then
     no shell has it, and it is no secret.
     """
+    made = _sample_request(endpoint)
+    if made is None:
+        return None
+    body, pairs = made
+    words = [f"curl {url}{endpoint.path}"]
+    words += [f"-H {_header(endpoint, name, value, made_up)}" for name, value in pairs]
+    words.append(f"-d {shlex.quote(body.decode())}")
+    return " ".join(words)
+
+
+def send_line(endpoint: Endpoint, url: str, target: str) -> str:
+    """Return the command that makes up a body, signs and sends it; of a FILE where nobody can make one up.
+
+    No secret is in it, and no signature: it may stand in a log. `target` is the app, as the command line takes it.
+    """
+    where = f"--app {shlex.quote(target)} --url {url}"
+    made = _sample_request(endpoint)
+    if made is None:
+        return f"refold webhook send {endpoint.path} FILE {where}"
+    return f"echo {shlex.quote(made[0].decode())} | refold webhook send {endpoint.path} - {where}"
+
+
+def _sample_request(endpoint: Endpoint) -> tuple[bytes, Pairs] | None:
+    """Return a body that the endpoint takes, with the headers that go with it; None when nobody can make one up."""
     delivery_id = new_delivery_id()
     try:
         body = sample_body(endpoint, delivery_id)
@@ -98,10 +122,7 @@ def curl_line(endpoint: Endpoint, url: str, made_up: Collection[str] = ()) -> st
         return None
     if not items or any(item.misfit for item in items):
         return None
-    words = [f"curl {url}{endpoint.path}"]
-    words += [f"-H {_header(endpoint, name, value, made_up)}" for name, value in pairs]
-    words.append(f"-d {shlex.quote(body.decode())}")
-    return " ".join(words)
+    return body, pairs
 
 
 def _header(endpoint: Endpoint, name: str, value: str, made_up: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from refold.connectors.webhook._answers import problem
 from refold.connectors.webhook._asgi import Hooks, Receive, Scope, Send, _send, asgi
 from refold.connectors.webhook._endpoint import Endpoint
-from refold.connectors.webhook._sending import curl_line
+from refold.connectors.webhook._sending import curl_line, send_line
 from refold.core import App, DefinitionRefused, SourceReport
 
 if TYPE_CHECKING:
@@ -97,15 +97,25 @@ class HttpServer:
         return []
 
     def try_next(self) -> list[str]:
-        """Return a signed request for each endpoint, at a desk; those with a timestamp are good for five minutes."""
+        """Return for each endpoint a signed request, at a desk (those with a timestamp are good for five minutes);
+        elsewhere the command that signs one."""
         if self._app is None or self.url is None:
             return []
         lines = []
         for each in self._app.connectors:
             if isinstance(each, Endpoint):
                 line = curl_line(each, self.url, self.made_up) if self.shows_curl else None
-                lines.append(line or f"refold webhook send {each.path} FILE")
+                lines.append(line or send_line(each, self.url, _app_of_the_command()))
         return lines
+
+
+def _app_of_the_command() -> str:
+    """Return the app as it was typed: `refold worker shop.py`."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    target = None if context is None else context.params.get("file")
+    return target if isinstance(target, str) else "FILE.py"
 
 
 class _Mounted:

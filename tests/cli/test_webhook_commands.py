@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from fixtures.pages import Running
-from fixtures.terminal import Terminal
+from fixtures.terminal import REFOLD, Terminal
 from fixtures.workers import wait_for
 
 HOOKS = '''\
@@ -143,9 +143,18 @@ def test_a_worker_serves_where_it_is_told_and_prints_no_signed_lines(desk: Termi
     desk.environment |= dict.fromkeys(SECRETS, "whsec_c2VjcmV0")
     worker = desk.start("worker", "hooks.py", "--http", "127.0.0.1:0")
     wait_for(lambda: len(_shown(worker, "try")) == len(PATHS), "the summary", 60)
-    assert _shown(worker, "try")[0] == "refold webhook send /standard FILE"
     assert "t0ken" not in worker.output and "c2VjcmV0" not in worker.output
     (url,) = _shown(worker, "http")
+    for path, line in zip(PATHS, _shown(worker, "try"), strict=True):
+        assert line.startswith("echo '")
+        assert line.endswith(f"| refold webhook send /{path} - --app hooks.py --url {url}")
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=desk.folder, capture_output=True, text=True, timeout=60, check=False,
+            env={**desk.environment, "PATH": f"{REFOLD.parent}{os.pathsep}{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert done.stdout.startswith("200" if path == "token" else "202"), (
+            f"{line}\n{done.stdout}{done.stderr}"
+        )
     sent = desk.type(
         *shlex.split(
             f"webhook send /github - --app hooks.py --url {url} --id g-1 --header X-GitHub-Event=ping"
