@@ -39,6 +39,8 @@ class _DevService:
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="refold-slack-http", daemon=True
         )
         self._thread.start()
+        for mount in mounts:
+            mount.is_served = True
 
     def describe(self) -> Sequence[tuple[str, str]]:
         host, port = self._socket.getsockname()

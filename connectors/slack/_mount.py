@@ -139,6 +139,7 @@ class SlackApp:
         self._app = app
         self._app_token = app_token
         self.takes_requests = bool(secrets)
+        self.is_served = False  # by this process: `refold dev` does
         self._calls = Calls(bolt, is_async=not isinstance(bolt, Bolt))
         self.client = Client(self._calls)
         self.aclient = AsyncClient(self._calls)
@@ -422,9 +423,8 @@ class SlackApp:
             f"{self.name}: {handler.label} starts {handler.workflow.name}"
             for handler in self._intake.handlers
         ]
-        ways = [f"HTTP under {self.mount_path}"] * self.takes_requests + ["Socket Mode"] * bool(
-            self._app_token
-        )
+        http = f"HTTP under {self.mount_path}" if self.is_served else "HTTP where slack.asgi(app) is mounted"
+        ways = [http] * self.takes_requests + ["Socket Mode"] * bool(self._app_token)
         return [*lines, f"{self.name}: bolt's listeners get the rest, by {' and '.join(ways)}"]
 
     def report(self) -> list[SourceReport]:
