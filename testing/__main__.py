@@ -13,7 +13,9 @@ from refold.testing._report import as_json, line_of, sum_up
 def main() -> int:
     """Judge the connector of one harness."""
     parser = argparse.ArgumentParser(prog="python -m refold.testing", description=__doc__)
-    parser.add_argument("harness", help="a Python file with a Harness; FILE:CLASS if it has several")
+    parser.add_argument(
+        "harness", nargs="?", help="a Python file with a Harness; FILE:CLASS if it has several"
+    )
     parser.add_argument("clauses", nargs="*", metavar="CLAUSE", help="only these; --list shows all")
     parser.add_argument("--list", action="store_true", help="print the clauses, and play none")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -25,14 +27,16 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.clauses if name not in CLAUSES]:
         parser.error(f"no clause is called {unknown[0]}; there are: {', '.join(CLAUSES)}")
-    try:
-        harness = load_harness(options.harness)
-    except ValueError as error:
-        parser.error(str(error))
     if options.list:
         for clause in CLAUSES.values():
             print(f"{clause.name:28} {clause.promise}")
         return 0
+    if options.harness is None:
+        parser.error("expected a Python file with a Harness in it, like:  harness.py")
+    try:
+        harness = load_harness(options.harness)
+    except ValueError as error:
+        parser.error(str(error))
     verdicts = []
     try:
         with Kit(harness, database_url=options.database_url) as kit:

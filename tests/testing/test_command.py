@@ -29,7 +29,7 @@ def judge(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_list_has_every_clause_and_what_it_promises() -> None:
-    said = judge(SPOOL, "--list")
+    said = judge("--list")
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.splitlines() == [f"{clause.name:28} {clause.promise}" for clause in CLAUSES.values()]
 
@@ -64,6 +64,7 @@ def test_a_refusal_says_what_was_seen_and_is_an_exit_code(postgres_server: Postg
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], "expected a Python file with a Harness in it, like:  harness.py"),
         (
             ["nowhere.py"],
             "no file nowhere.py; expected a Python file with a Harness in it, like:  harness.py",
