@@ -33,9 +33,20 @@ LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 BACKEND_PID: Final[LiteralString] = "select pg_backend_pid()"
 
 
+def _parse(url: str) -> dict[str, Any]:
+    try:
+        return dict(conninfo_to_dict(url))
+    except psycopg.ProgrammingError:
+        # Without libpq's own words: they repeat what was given, and that may hold a password.
+        raise DatabaseUnreachable(
+            "the address that is given",
+            "it is neither a URL like postgresql://user@host:5432/name nor a conninfo string",
+        ) from None
+
+
 def with_defaults(url: str) -> str:
     """Return `url` as a conninfo string with refold's time-outs where it does not set its own."""
-    given = conninfo_to_dict(url)
+    given = _parse(url)
     return make_conninfo(url, **{key: value for key, value in _DEFAULTS.items() if key not in given})
 
 
@@ -45,14 +56,14 @@ def named_after(url: str, worker: str) -> str:
     So pg_stat_activity shows whose connection is whose, and a worker that is declared dead can be cut off from its
     locks (rule 13) by a name that is never given twice, where the number of a process is.
     """
-    given = conninfo_to_dict(url).get("application_name") or _DEFAULTS["application_name"]
+    given = _parse(url).get("application_name") or _DEFAULTS["application_name"]
     # Postgres cuts at 63 bytes; the worker's name must be whole.
     return make_conninfo(url, application_name=f"{str(given)[: max(0, 62 - len(worker))]} {worker}")
 
 
 def describe(url: str) -> str:
     """Return where `url` points, without a password."""
-    given = conninfo_to_dict(url)
+    given = _parse(url)
     host = given.get("host") or given.get("hostaddr") or "localhost"
     port = given.get("port") or "5432"
     return f"{host}:{port}, database {given.get('dbname') or given.get('user') or 'postgres'!s}"

@@ -32,6 +32,21 @@ def test_a_refused_connection(shop: Terminal, closed_port: int, command: list[st
     assert "Traceback" not in said.err
 
 
+@pytest.mark.parametrize(
+    "command", [LOOK, RUN, ["dev", "shop.py"], ["migrate"]], ids=lambda command: command[0]
+)
+@pytest.mark.parametrize("address", ["localhost", "postgresq://ada:secret@127.0.0.1/shop"])
+def test_an_address_that_is_none(shop: Terminal, command: list[str], address: str) -> None:
+    shop.environment["REFOLD_DATABASE_URL"] = address
+    said = shop.type(*command)
+    assert (said.code, said.err) == (
+        3,
+        "refold: can't connect to Postgres at the address that is given: it is neither a URL like "
+        "postgresql://user@host:5432/name nor a conninfo string.\n"
+        "  Check REFOLD_DATABASE_URL (or App(database_url=...)), and that the server is running.\n",
+    )
+
+
 def test_no_database_at_all(terminal: Terminal) -> None:
     said = terminal.type("list")
     assert said.code == 2
