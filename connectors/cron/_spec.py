@@ -110,7 +110,12 @@ def make_spec(
     check_zone(where, timezone)
     _check_choice(where, "missed", missed, Missed)
     _check_choice(where, "overlap", overlap, Overlap)
-    for option, duration in (("catch_up", catch_up), ("jitter", jitter)):
+    durations: dict[str, object] = {"catch_up": catch_up, "jitter": jitter}
+    for option, duration in durations.items():
+        if not isinstance(duration, timedelta):
+            raise DefinitionRefused(
+                where, f"{option}={duration!r} is no duration", "Write timedelta(hours=1) or like."
+            )
         if duration < timedelta(0):
             raise DefinitionRefused(where, f"{option}={duration!r} is negative", "Give zero or more.")
     if expression is not None:

@@ -303,6 +303,8 @@ def test_however_workers_come_and_go_each_tick_is_decided_once(
         ({"at": []}, "here: at= holds no time. Give one datetime or several."),
         ({"every": timedelta(1), "catch_up": timedelta(-1)},
          "here: catch_up=datetime.timedelta(days=-1) is negative. Give zero or more."),
+        ({"every": timedelta(1), "catch_up": 3600},
+         "here: catch_up=3600 is no duration. Write timedelta(hours=1) or like."),
         ({"every": timedelta(1), "missed": "none"}, "here: missed='none'. Use one of \"latest\", \"all\"."),
         ({"every": timedelta(1), "overlap": "queue"},
          "here: overlap='queue'. Use one of \"skip\", \"buffer_one\", \"buffer_all\", \"cancel_other\", \"allow\"."),
