@@ -12,11 +12,12 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin import OffsetSpec as _AnyOffsetSpec  # type: ignore[attr-defined,unused-ignore]
 
 from refold.connectors.kafka._identity import url_safe
+from refold.core import DefinitionRefused
 
 # The client's own stubs leave this class untyped.
 OffsetSpec: Final[Any] = _AnyOffsetSpec
@@ -51,6 +52,23 @@ class QuietLog:
         """Pass a line on to the logger `refold.kafka.client`."""
         with contextlib.suppress(Exception):  # of a handler of the program's
             client_log.log(level, fmt, *args)
+
+
+def check_client(where: str, config: Mapping[str, Any]) -> None:
+    """Raise DefinitionRefused for settings that librdkafka does not take: a name that is misspelt, say.
+
+    Said once at the start; the thread that reads would only complain, and try again for ever. Callbacks are left
+    out: some are called, and waited for, as a client is made.
+    """
+    settings = {key: value for key, value in config.items() if not key.endswith("_cb")}
+    try:
+        Consumer(settings, logger=QuietLog()).close()
+    except KafkaException as exc:
+        raise DefinitionRefused(
+            where,
+            f"librdkafka does not take its config: {exc.args[0].str()}",
+            "Correct it; the names are in librdkafka's CONFIGURATION.md.",
+        ) from exc
 
 
 class Metadata(msgspec.Struct, frozen=True):

@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 from confluent_kafka import KafkaException
 
-from refold.connectors.kafka._broker import Lookup, SaidOnce
-from refold.connectors.kafka._config import admin_config, resolve_bootstrap
+from refold.connectors.kafka._broker import Lookup, SaidOnce, check_client
+from refold.connectors.kafka._config import admin_config, consumer_config, resolve_bootstrap
 from refold.connectors.kafka._dead_letters import DeadLetters
 from refold.connectors.kafka._identity import Place, place_of, shown_key, source_prefix
 from refold.connectors.kafka._position import decode_position
@@ -64,9 +64,15 @@ class KafkaConsumer:
         return 0 if reader is None else reader.counts
 
     def start(self, app: App) -> None:
-        """Begin to read, on a thread of its own. Raises DefinitionRefused when no broker address is given."""
+        """Begin to read, on a thread of its own. Raises DefinitionRefused when no broker address is given,
+        or librdkafka does not take the config.
+        """
         where = f"kafka.consumer {self.name!r}"
         self._bootstrap = resolve_bootstrap(where, self.bootstrap_servers)
+        if self.settings.config:
+            check_client(
+                where, consumer_config(self._bootstrap, self.settings.group, self.settings.config, "")
+            )
         self._app = app
         lane = app.lane(f"kafka/{self.name}")
         lookup = Lookup(

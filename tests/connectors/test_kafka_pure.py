@@ -347,6 +347,22 @@ def test_a_key_that_would_break_the_promise_is_refused_by_name(key: str, text: s
     assert str(refused.value) == text
 
 
+def test_a_key_that_librdkafka_does_not_know_is_refused_at_the_start_and_not_tried_for_ever() -> None:
+    app = App("shop")
+
+    @kafka.consumer("orders", bootstrap_servers="127.0.0.1:9", config={"sesion.timeout.ms": 5_000})
+    @app.workflow
+    def on_order(message: kafka.Message[Any]) -> None: ...
+
+    [consumer] = app.connectors
+    with pytest.raises(DefinitionRefused) as refused:
+        consumer.start(app)
+    assert str(refused.value) == (
+        "kafka.consumer 'on_order': librdkafka does not take its config: No such configuration property: "
+        '"sesion.timeout.ms". Correct it; the names are in librdkafka\'s CONFIGURATION.md.'
+    )
+
+
 def test_aborted_transactions_can_not_be_asked_for() -> None:
     with pytest.raises(DefinitionRefused, match="transactions that were aborted"):
         check_config("x", {"isolation.level": "read_uncommitted"})
