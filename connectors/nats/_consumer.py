@@ -11,16 +11,26 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar, cast
 
-from refold.connectors.nats._message import Message, check_name
+from refold.connectors.nats._message import Message, check_name, id_of
 from refold.connectors.nats._reader import Reader, Settings, without_secrets
-from refold.core import App, DefinitionRefused, Envelope, SourceReport, Workflow, sample
+from refold.core import (
+    App,
+    DefinitionRefused,
+    Envelope,
+    InvalidId,
+    SourceReport,
+    Workflow,
+    check_id,
+    sample,
+)
 
 log: Final = logging.getLogger("refold.nats")
 W = TypeVar("W", bound=Workflow[..., Any])
 
 URL_VARIABLE: Final = "REFOLD_NATS_URL"
-_RETRY: Final = 1.0
 _SECOND: Final = timedelta(seconds=1)
+_MOST_NS: Final = 2**63 - 1
+_MOST_MESSAGES: Final = 2**64 - 1
 # Options of the client that would break a promise or have a place of their own, and what to do instead.
 _REFUSED: Final = {
     "servers": "Use servers=.",
@@ -82,13 +92,11 @@ def consumer(
             )
         app = cast(App, workflow.app)
         called = name or workflow.name
-        check_name(where, "consumer", called if durable is None else durable)
-        if any(isinstance(other, NatsConsumer) and other.name == called for other in app.connectors):
-            raise DefinitionRefused(
-                where,
-                f"app {app.name!r} has a NATS consumer called {called!r} already",
-                "Give one of them another name=: it is part of the IDs of the workflows.",
-            )
+        check_name(where, "consumer", durable or called)
+        _check_ids(where, called, stream)
+        for other in app.connectors:
+            if isinstance(other, NatsConsumer):
+                _check_apart(where, other.settings, called, stream, durable or called)
         settings = Settings(
             envelope=Envelope(workflow, Message, where=where),
             name=called,
@@ -105,6 +113,31 @@ def consumer(
         return workflow
 
     return decorate
+
+
+def _check_ids(where: str, name: str, stream: str) -> None:
+    try:
+        check_id(id_of(name, stream, _MOST_NS, _MOST_MESSAGES))
+    except InvalidId as exc:
+        raise DefinitionRefused(
+            where, f"name {name!r} is too long for the IDs of its workflows", "Give a shorter name=."
+        ) from exc
+
+
+def _check_apart(where: str, other: Settings, name: str, stream: str, durable: str) -> None:
+    if other.name == name:
+        raise DefinitionRefused(
+            where,
+            f"the app has a NATS consumer called {name!r} already",
+            "Give one of them another name=: it is part of the IDs of the workflows.",
+        )
+    if (other.stream, other.durable) == (stream, durable):
+        raise DefinitionRefused(
+            where,
+            f"consumer {other.name!r} reads stream {stream!r} as durable {durable!r} already, so each message would "
+            "get to one of the two only",
+            "Give one of them another durable=.",
+        )
 
 
 class NatsConsumer:
@@ -186,7 +219,8 @@ class NatsConsumer:
         if self._reader is not None and not subjects:
             subjects = self._reader.subjects
         known = next((each for each in subjects if "*" not in each and ">" not in each), None)
-        if known is None or shutil.which("nats") is None:
+        # An address may hold a password, which is not to be shown, and without which this would not work.
+        if known is None or "@" in self._servers or shutil.which("nats") is None:
             return []
         value = sample(self.settings.envelope.type, self.name).decode()
-        return [f"nats --server {self._servers} pub {known} {shlex.quote(value)}"]
+        return [f"nats --server {shlex.quote(self._servers)} pub {shlex.quote(known)} {shlex.quote(value)}"]

@@ -1,7 +1,7 @@
 """What a workflow gets of a JetStream message, and what the message is known by."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -46,30 +46,35 @@ def start_of(
     *,
     consumer: str,
     stream: str,
-    created: str,
     sequence: int,
-    time: datetime,
+    time_ns: int,
     subject: str,
     headers: Mapping[str, str] | None,
     body: bytes,
 ) -> Start:
     """Return the start of one message; never raises for what is in it.
 
-    Known by its consumer, its stream, when that was made, and its place there. A stream that is deleted and made again
-    counts from 1 once more, and nothing but the moment of its making tells the two apart. What changes from one
-    delivery to the next (how often it was delivered, by which server, over which connection) is in neither the ID nor
-    the input.
+    Known by its consumer, its stream, its place there, and when it got there, to the nanosecond. The place alone is
+    taken twice: a stream that is deleted and made again counts from 1 once more; so does one in memory whose server
+    was restarted, and one that has lost its last messages goes on from before them, both as the stream that they were
+    made as. What changes from one delivery to the next (how often it was delivered, by which server, over which
+    connection) is in neither the ID nor the input.
     """
     return envelope.start(
-        join_id("nats", consumer, stream, created, str(sequence)),
+        id_of(consumer, stream, time_ns, sequence),
         body,
         what=f"message {sequence} of stream {stream}",
         subject=subject,
         stream=stream,
         sequence=sequence,
-        time=time,
+        time=_EPOCH + timedelta(microseconds=time_ns // 1_000),
         headers={_text(name): _text(value) for name, value in (headers or {}).items()},
     )
+
+
+def id_of(consumer: str, stream: str, time_ns: int, sequence: int) -> str:
+    """Return the workflow ID of a message."""
+    return join_id("nats", consumer, stream, str(time_ns), str(sequence))
 
 
 def _text(raw: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading a stream: pull, look whether the stream is still the same one, hand over, acknowledge last.
+"""Reading a stream: pull, look whether the consumer is still the same one, hand over, acknowledge last.
 
 All on one loop in one thread. Whatever fails, it begins again with a new connection; what was not acknowledged comes
 again after the consumer's `ack_wait`. JetStream keeps who has acknowledged what, so there is no position in Postgres:
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as ClientError
@@ -21,10 +19,12 @@ from nats.errors import NoServersError
 
 from refold.connectors.nats._jetstream import (
     NOT_FOUND,
+    Client,
     ConsumerConfig,
     ConsumerInfo,
     JetStream,
     JetStreamRefused,
+    place_of,
     status_of,
 )
 from refold.connectors.nats._message import start_of
@@ -39,10 +39,12 @@ _LATE: Final = 3.0  # after that, a server that has not even said so counts as a
 _COUNT_EVERY: Final = 1.0
 _FULL: Final = 0.1
 _MOST_BYTES: Final = 16 * 1024 * 1024  # of one request; a single message may be as large as the server allows
+_AROUND: Final = 64 * 1024  # bytes that the server counts and that are not in the message: its subjects
 _CONFLICT: Final = 409
 # What ends a request and nothing else: there was nothing in time, or the next message did not fit into it.
 _OVER: Final = (404, 408)
-_GO_ON: Final = ("max_bytes", "maxackpending", "max ack pending", "maxbytes")
+_FULL_REQUEST: Final = ("message size exceeds maxbytes", "batch completed")
+_EXCEEDED: Final = "exceeded "  # a limit of the consumer: of a request, or of requests at once
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +75,8 @@ class Reader:
         self._app = app
         self._lane = lane
         self._said: str | None = None
+        self._problem: Exception | None = None  # what the client was told, and does not raise
+        self._since: str | None = None  # when the first durable consumer was made that this one knows
         # What the server said last, for people.
         self.lag: int | None = None
         self.floor: int | None = None
@@ -95,7 +99,8 @@ class Reader:
             except JetStreamRefused as exc:
                 self._say(str(exc))
             except (ClientError, OSError, TimeoutError) as exc:
-                self._say(f"{_words(exc)}; it goes on trying")
+                why = f" ({_words(self._problem)})" if self._problem is not None else ""
+                self._say(f"{_words(exc)}{why}; it goes on trying")
             except asyncio.CancelledError:
                 # An answer out of a worker that begins anew may be cancelled as well; that is not our end.
                 task = asyncio.current_task()
@@ -106,38 +111,40 @@ class Reader:
             await asyncio.sleep(_RETRY)
 
     async def _connect(self) -> Client:
-        problems: list[Exception] = []
+        self._problem = None
 
         async def keep(problem: Exception) -> None:
-            problems.append(problem)
+            self._problem = problem
 
         async def quiet() -> None:
             """A connection that ends is an exception to whoever uses it; the client would print it as well."""
 
+        client, options = Client(), self._settings.options
         try:
-            return await nats.connect(
-                self._servers.split(","),
-                **{"name": "refold", "connect_timeout": _TIMEOUT, **self._settings.options},
+            await client.connect(
+                [each.strip() for each in self._servers.split(",")],
+                **{"name": "refold", "connect_timeout": _TIMEOUT, **options, "reconnect_time_wait": 0.2},
                 # A new connection is made by `run`, which then looks at everything anew. (With 0 the client would go
                 # round its servers for ever before it says a word.)
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
-                reconnect_time_wait=0.2,
                 error_cb=keep,
                 disconnected_cb=quiet,
                 closed_cb=quiet,
             )
         except NoServersError as exc:
+            problem, self._problem = self._problem or exc, None
             raise ConnectionError(
-                f"can't reach NATS at {without_secrets(self._servers)}: {_words(problems[-1] if problems else exc)}"
+                f"can't reach NATS at {without_secrets(self._servers)}: {_words(problem)}"
             ) from exc
+        return client
 
     async def _read(self, client: Client) -> None:
-        binding = _Binding(JetStream(client, _TIMEOUT), self._settings)
+        binding = _Binding(JetStream(client, _TIMEOUT), self._settings, self._since)
         await binding.bind()
+        self._since = self._since or binding.info.created
         self.subjects = binding.subjects
         self._saw(binding.info)
-        self._say(None)
         try:
             await self._take_and_finish(binding)
         finally:
@@ -147,18 +154,27 @@ class Reader:
     async def _take_and_finish(self, binding: "_Binding") -> None:
         loop = asyncio.get_running_loop()
         most = self._settings.max_in_flight
-        room, counted_at = 0, 0.0
+        room, counted_at, seen_at = 0, 0.0, loop.time()
+        reads = False
         while True:
             if room <= 0 or (room < most and loop.time() - counted_at >= _COUNT_EVERY):
                 room, counted_at = await self._count_room(), loop.time()
                 self.is_paused = room <= 0
                 if self.is_paused:
+                    if counted_at - seen_at >= _COUNT_EVERY:
+                        seen_at = counted_at
+                        self._saw(await binding.verify())
                     await asyncio.sleep(_FULL)
                     continue
             messages = await binding.take(min(room, self._settings.batch_size))
+            if not reads:
+                reads = True
+                self._say(None)
             if messages:
                 room -= len(messages)
                 await self._finish(binding, messages)
+            else:
+                self._saw(await binding.verify())
 
     async def _count_room(self) -> int:
         """Return how many workflows may still be started; none while Postgres does not say."""
@@ -214,13 +230,15 @@ class Reader:
 class _Binding:
     """A durable consumer of one stream, as both were when it was bound, and the messages that come from it."""
 
-    def __init__(self, jetstream: JetStream, settings: Settings) -> None:
+    def __init__(self, jetstream: JetStream, settings: Settings, since: str | None) -> None:
         self._jetstream = jetstream
         self._settings = settings
+        self._since = since
         self._inbox: Subscription | None = None
         self._asked = 0  # messages that the server may still send for the last request
         self._asked_at = 0.0
-        self._created = ""
+        self._came = False  # one of them, at least
+        self._taking: list[Msg] = []  # what `take` has and has not returned
         self.info: ConsumerInfo
         self.subjects: list[str] = []
 
@@ -234,10 +252,7 @@ class _Binding:
                 raise
             await self._make()
             self.info = await self._consumer()
-        stream = await self._jetstream.stream(settings.stream)
-        # A consumer goes with its stream. The same one before and after: so the stream between was its stream.
-        await self.verify()
-        self._created, self.subjects = stream.created, stream.config.subjects
+        self.subjects = (await self._jetstream.stream(settings.stream)).config.subjects
         problem = problem_of(self.info.config, settings)
         if problem is not None:
             raise JetStreamRefused(
@@ -249,8 +264,8 @@ class _Binding:
     async def verify(self) -> ConsumerInfo:
         """Return what is known of the consumer now. Raises _Again when it is another one, or gone.
 
-        Asked after messages have come: if the consumer is the one that was bound, they are of the stream that was
-        seen then, and not of one that was made since under its name.
+        Asked after messages have come. Another consumer is to be looked at before it is used; and an acknowledgement
+        names a place in a stream, so it must not go to one that was made since under its name.
         """
         try:
             info = await self._consumer()
@@ -268,12 +283,16 @@ class _Binding:
         inbox = self._inbox
         assert inbox is not None
         if self._asked == 0:
-            self._asked, self._asked_at = most, loop.time()
+            limits = self.info.config
+            most = min(most, limits.max_batch or most)
+            most_bytes = max(_MOST_BYTES, self._jetstream.client.max_payload + _AROUND)
+            self._asked, self._asked_at, self._came = most, loop.time(), False
             await self._jetstream.pull(
                 self._settings.stream, self._settings.durable, inbox.subject,
-                batch=most, most_bytes=max(_MOST_BYTES, self._jetstream.client.max_payload), seconds=_PULL,
+                batch=most, most_bytes=min(most_bytes, limits.max_bytes or most_bytes),
+                seconds=min(_PULL, limits.max_expires / 1e9 or _PULL),
             )  # fmt: skip
-        messages: list[Msg] = []
+        messages = self._taking
         while self._asked and len(messages) < most and (inbox.pending_msgs or not messages):
             left = self._asked_at + _PULL + _LATE - loop.time()
             try:
@@ -283,43 +302,50 @@ class _Binding:
             status = status_of(message)
             if status is None:
                 self._asked -= 1
+                self._came = True
                 messages.append(message)
             elif not self._is_over(*status):
                 continue
             else:
                 self._asked = 0
+        self._taking = []
         return messages
 
     async def release(self) -> None:
-        """Give back what has come and is not taken: it is delivered again at once, not after `ack_wait`."""
+        """Give back what has come and is not handed over: it is delivered again soon, not after `ack_wait`."""
         inbox = self._inbox
+        back, self._taking = self._taking, []
         while inbox is not None and inbox.pending_msgs:
-            message = await inbox.next_msg(timeout=_FULL)
+            back.append(await inbox.next_msg(timeout=_FULL))
+        for message in back:
             if status_of(message) is None:
-                await message.nak()
+                # Not at once: it would come here again, for the request that is still open.
+                await message.nak(delay=_RETRY)
         await self._jetstream.client.flush(timeout=1)
 
     def start_of(self, message: Msg) -> Start:
         """Return the start that a message is."""
-        about = message.metadata
+        sequence, time_ns = place_of(message)
         return start_of(
             self._settings.envelope,
             consumer=self._settings.name,
             stream=self._settings.stream,
-            created=self._created,
-            sequence=about.sequence.stream,
-            time=about.timestamp,
+            sequence=sequence,
+            time_ns=time_ns,
             subject=message.subject,
             headers=message.headers,
             body=message.data,
         )
 
     def _is_over(self, code: int, words: str) -> bool:
-        """Say whether a status ends the request. Raises _Again for one that says more than that."""
+        """Say whether a status ends the request. Raises JetStreamRefused and _Again for one that says more."""
         if code == 100:  # a sign of life
             return False
-        if code in _OVER or (code == _CONFLICT and any(each in words.lower() for each in _GO_ON)):
+        said = words.lower()
+        if code in _OVER or (self._came and said in _FULL_REQUEST):
             return True
+        if said in _FULL_REQUEST or said.startswith(_EXCEEDED):
+            raise JetStreamRefused("a request for messages", code, words)
         raise _Again(f"{words or 'the server has ended a request'} ({code})")
 
     async def _consumer(self) -> ConsumerInfo:
@@ -335,6 +361,9 @@ class _Binding:
             # What all workers together may have in their hands.
             "max_ack_pending": max(1_000, 10 * settings.batch_size),
         }
+        if settings.from_now and self._since is not None:
+            # Somebody has deleted it, or its stream. What came since the first one is not to be missed.
+            config |= {"deliver_policy": "by_start_time", "opt_start_time": self._since}
         if settings.subject:
             config["filter_subject"] = settings.subject
         await self._jetstream.make_consumer(settings.stream, settings.durable, config)
@@ -348,6 +377,8 @@ def problem_of(config: ConsumerConfig, settings: Settings) -> str | None:
         return f"its ack policy is {config.ack_policy!r}, not 'explicit': messages would be lost; delete it"
     if config.max_deliver > 0:
         return f"it gives a message up after {config.max_deliver} deliveries; set max_deliver to -1"
+    if config.headers_only:
+        return "it delivers headers only, and no message's body; delete it"
     found = config.filter_subject or ",".join(config.filter_subjects)
     if found != settings.subject:
         return f"its filter is {found!r}, declared is {settings.subject!r}; change one of them"

@@ -1074,11 +1074,11 @@ MUTANTS: Final[Sequence[Mutant]] = (
         r"assert 0 == 1",
     ),
     Mutant(
-        "a JetStream stream that is made again has the IDs of the old one",
+        "a JetStream stream that counts from 1 again has the IDs that it had before",
         [
             Change(
                 "connectors/nats/_message.py",
-                'join_id("nats", consumer, stream, created, str(sequence))',
+                'join_id("nats", consumer, stream, str(time_ns), str(sequence))',
                 'join_id("nats", consumer, stream, str(sequence))',
             )
         ],
