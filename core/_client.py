@@ -27,6 +27,7 @@ from refold.core._errors import (
     WorkflowEnded,
     WorkflowIdReused,
     WorkflowNotFound,
+    WrongCall,
 )
 from refold.core._ids import check_id, new_id
 from refold.core._operator import NoSuchWorkflow
@@ -326,6 +327,8 @@ class Client:
         after: tuple[int, str] | None = None
         if cursor is not None:
             at, _, last = cursor.partition("~")
+            if not (at.isascii() and at.isdigit()):
+                raise WrongCall(f"{cursor!r} is no cursor", "Pass the next_cursor of a page, as it is.")
             after = (int(at), last)
         heads = await self.reader.list_heads(status=status, name=name, limit=limit + 1, after=after)
         more = len(heads) > limit

@@ -55,6 +55,11 @@ def test_list_filters_and_pages(shop: Terminal) -> None:
         seen += [item["id"] for item in page["workflows"]]
         cursor = page["next_cursor"]
     assert sorted(seen) == ["approval-1", "order-0", "order-1", "order-2"]
+    wrong = shop.type("list", "--cursor", "order-1")
+    assert (wrong.code, wrong.err) == (
+        1,
+        "refold: 'order-1' is no cursor. Pass the next_cursor of a page, as it is.\n",
+    )
     text = shop.type("list").out
     assert text.splitlines()[0].split() == ["ID", "WORKFLOW", "STATUS", "STARTED", "NOTE"]
     assert len(text.splitlines()) == 5
