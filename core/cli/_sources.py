@@ -53,7 +53,7 @@ def sources_command(prefix: str, database_url: str | None, as_json: bool) -> Non
             )
             for row in rows
         ),
-        flexible=0,
+        flexible=2,
     )
 
 

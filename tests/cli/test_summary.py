@@ -133,7 +133,15 @@ def test_sources_of_any_connector_are_listed(desk: Terminal) -> None:
     heading, row = desk.type("sources").out.splitlines()
     assert heading.split() == ["SOURCE", "LABEL", "POSITION", "IN", "FLIGHT", "HANDED", "OVER"]
     assert row.split()[:-1] == ["beads:string", "beads", "next", "2", "0"]
-    (found,) = desk.type("sources", "--json").json
+    desk.write(
+        "beads.py", BEADS.replace('"knots": []', f'"knots": ["{"k" * 300}"]').replace("string", "tassel")
+    )
+    dev = desk.start("dev", "beads.py")
+    dev.wait_for(["beads.py runs, ...", "try ..."])
+    dev.interrupt()
+    _, _, long = desk.type("sources").out.splitlines()
+    assert long.startswith("beads:tassel  ") and len(long) <= 160  # the position is what may be cut
+    found, _ = desk.type("sources", "--json").json
     assert {key: value for key, value in found.items() if key != "handed_over_at"} == {
         "source": "beads:string",
         "label": "beads",
