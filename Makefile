@@ -30,7 +30,7 @@ help:
 	@echo "make test-pythons   core and eventlog on every newer CPython found"
 	@echo "make check          what CI runs: format, lint, types, imports and all tests but the long ones"
 	@echo "make bench          refold and DBOS side by side; make bench-kafka, make bench-webhook: the connectors"
-	@echo "make mutants        break the code in a dozen ways; each must turn a test red"
+	@echo "make mutants        break the code in dozens of ways; each must turn a test red"
 	@echo "make format         let ruff format and fix;   make docs: write the generated pages again"
 
 $(READY): pyproject.toml constraints.txt tests/requirements.txt
