@@ -10,16 +10,21 @@ from slack_bolt.kwargs_injection.async_utils import build_async_required_kwargs
 from slack_bolt.lazy_listener.async_runner import AsyncLazyListenerRunner
 from slack_bolt.listener.async_listener_error_handler import AsyncListenerErrorHandler
 from slack_bolt.listener.async_listener_start_handler import AsyncListenerStartHandler
+from slack_bolt.middleware.async_middleware import AsyncMiddleware
+from slack_bolt.middleware.authorization.async_authorization import AsyncAuthorization
 from slack_bolt.util.utils import get_arg_names_of_callable
 
-from refold.connectors.slack._listeners import Outcome, Tell, current, judge, noting
+from refold.connectors.slack._listeners import Outcome, Tell, authorizing, current, judge, noting
 
 
 def prepare(bolt: AsyncApp) -> None:
     """Have bolt run listeners before it answers, and hand lazy ones to us; once, when it is mounted."""
     runner = bolt.listener_runner
     runner.process_before_response = True
-    runner.lazy_listener_runner = _Collected(bolt.logger)
+    if not isinstance(runner.lazy_listener_runner, _Collected):
+        runner.lazy_listener_runner = _Collected(runner.lazy_listener_runner)
+    listed = bolt._async_middleware_list
+    listed[:] = [_Authorizing(each) if isinstance(each, AsyncAuthorization) else each for each in listed]
 
 
 async def run(bolt: AsyncApp, body: Mapping[str, Any], tell: Tell) -> Outcome:
@@ -28,7 +33,7 @@ async def run(bolt: AsyncApp, body: Mapping[str, Any], tell: Tell) -> Outcome:
     with noting() as noted:
         request = AsyncBoltRequest(body=dict(body), mode="socket_mode", context={"ack": _Ack(tell)})
         response = await bolt.async_dispatch(request)
-        outcome = judge(noted, response, authorized=request.context.authorize_result is not None, body=body)
+        outcome = judge(noted, response)
         for function, copied in noted.lazy:
             names = get_arg_names_of_callable(function)
             await function(
@@ -64,13 +69,39 @@ class _Ack(AsyncAck):
 class _Collected(AsyncLazyListenerRunner):
     """Keeps lazy listeners for the step to run: a task of bolt's own would be lost with the process."""
 
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
+    def __init__(self, inner: AsyncLazyListenerRunner) -> None:
+        self.logger = inner.logger
+        self._inner = inner
 
     def start(self, function: Callable[..., Awaitable[None]], request: AsyncBoltRequest) -> None:
         noted = current.get()
-        if noted is not None and noted.error is None:
+        if noted is None:  # by an adapter of bolt's own, beside us
+            self._inner.start(function, request)
+        elif noted.error is None:
             noted.lazy.append((function, request))
+
+
+class _Authorizing(AsyncMiddleware):
+    """The same as `_listeners._Authorizing`."""
+
+    def __init__(self, inner: AsyncMiddleware) -> None:
+        self._inner = inner
+
+    async def async_process(
+        self, *, req: AsyncBoltRequest, resp: BoltResponse, next: Callable[[], Awaitable[BoltResponse]]
+    ) -> BoltResponse | None:
+        noted = current.get()
+        if noted is None:
+            return await self._inner.async_process(req=req, resp=resp, next=next)
+
+        async def go_on() -> BoltResponse:
+            noted.authorized = True
+            return await next()
+
+        with authorizing(noted, req):
+            response = await self._inner.async_process(req=req, resp=resp, next=go_on)
+            noted.refusal = "" if response is None else str(response.body)
+        return response
 
 
 def _watch(bolt: AsyncApp) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from slack_bolt import Ack, App, BoltRequest, BoltResponse
@@ -17,9 +17,15 @@ from slack_bolt.kwargs_injection import build_required_kwargs
 from slack_bolt.lazy_listener import LazyListenerRunner
 from slack_bolt.listener.listener_error_handler import ListenerErrorHandler
 from slack_bolt.listener.listener_start_handler import ListenerStartHandler
+from slack_bolt.middleware import Middleware
+from slack_bolt.middleware.authorization import Authorization
 from slack_bolt.util.utils import get_arg_names_of_callable
 
 from refold.connectors.slack._errors import ListenerFailed, NotAuthorized
+from refold.connectors.slack._identity import team_of
+
+if TYPE_CHECKING:
+    from slack_bolt.async_app import AsyncBoltRequest
 
 Tell = Callable[[BoltResponse], None]
 
@@ -36,6 +42,8 @@ class Run:
 
     def __init__(self) -> None:
         self.began = False
+        self.authorized = False
+        self.refusal = ""  # what bolt said when it did not authorize
         self.error: Exception | None = None
         self.lazy: list[tuple[Callable[..., Any], Any]] = []
 
@@ -58,7 +66,10 @@ def prepare(bolt: App) -> None:
     """Have bolt run listeners before it answers, and hand lazy ones to us; once, when it is mounted."""
     runner = bolt.listener_runner
     runner.process_before_response = True
-    runner.lazy_listener_runner = _Collected(bolt.logger)
+    if not isinstance(runner.lazy_listener_runner, _Collected):
+        runner.lazy_listener_runner = _Collected(runner.lazy_listener_runner)
+    listed = bolt._middleware_list
+    listed[:] = [_Authorizing(each) if isinstance(each, Authorization) else each for each in listed]
 
 
 def run(bolt: App, body: Mapping[str, Any], tell: Tell) -> Outcome:
@@ -70,7 +81,7 @@ def run(bolt: App, body: Mapping[str, Any], tell: Tell) -> Outcome:
     with noting() as noted:
         request = BoltRequest(body=dict(body), mode="socket_mode", context={"ack": _Ack(tell)})
         response = bolt.dispatch(request)
-        outcome = judge(noted, response, authorized=request.context.authorize_result is not None, body=body)
+        outcome = judge(noted, response)
         for function, copied in noted.lazy:
             names = get_arg_names_of_callable(function)
             function(
@@ -85,11 +96,10 @@ def run(bolt: App, body: Mapping[str, Any], tell: Tell) -> Outcome:
     return outcome
 
 
-def judge(noted: Run, response: BoltResponse, *, authorized: bool, body: Mapping[str, Any]) -> Outcome:
+def judge(noted: Run, response: BoltResponse) -> Outcome:
     """Return what bolt's answer means; raises when it means that the payload was not handled as it should."""
-    if not authorized and response.status == 200 and response.body:
-        # Bolt tells the person that it is not installed, and Slack that all is well.
-        raise NotAuthorized(_where(body), str(response.body)[:200])
+    if isinstance(noted.error, NotAuthorized):
+        raise noted.error
     if response.status == 404 and noted.error is None:
         return Outcome(noted.began, 200 if noted.began else 404)
     if response.status >= 400:
@@ -99,10 +109,26 @@ def judge(noted: Run, response: BoltResponse, *, authorized: bool, body: Mapping
     return Outcome(handled=True, status=response.status)
 
 
-def _where(body: Mapping[str, Any]) -> str:
-    from refold.connectors.slack._identity import team_of
+@contextlib.contextmanager
+def authorizing(noted: Run, request: "BoltRequest | AsyncBoltRequest") -> Iterator[None]:
+    """Note as the payload's error when bolt has not authorized it by the end, for whatever reason.
 
-    return f"workspace {team_of(body) or 'unknown'}"
+    Meanwhile it finds no `response_url` to tell the person by.
+    """
+    where = f"workspace {team_of(request.body) or 'unknown'}"
+    url = request.context.pop("response_url", None)
+    try:
+        yield
+    except Exception as error:  # Slack, or where installations are stored, can't be reached
+        noted.error = NotAuthorized(where, f"{type(error).__name__}: {error}"[:200])
+        noted.error.__cause__ = error
+        raise
+    else:
+        if not noted.authorized:
+            noted.error = NotAuthorized(where, noted.refusal[:200])
+    finally:
+        if url is not None:
+            request.context["response_url"] = url
 
 
 class _Ack(Ack):
@@ -127,13 +153,43 @@ class _Ack(Ack):
 class _Collected(LazyListenerRunner):
     """Keeps lazy listeners for the step to run: on a thread of bolt's they would be lost with the process."""
 
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
+    def __init__(self, inner: LazyListenerRunner) -> None:
+        self.logger = inner.logger
+        self._inner = inner
 
     def start(self, function: Callable[..., None], request: BoltRequest) -> None:
         noted = current.get()
-        if noted is not None and noted.error is None:
+        if noted is None:  # by an adapter of bolt's own, beside us
+            self._inner.start(function, request)
+        elif noted.error is None:
             noted.lazy.append((function, request))
+
+
+class _Authorizing(Middleware):
+    """Bolt's authorization, that says so when it could not authorize.
+
+    Bolt tells Slack then that all is well, and the person that the app is not installed: each time the step is tried,
+    and wrongly in an outage. What it answers can't be told from what a middleware before it may answer.
+    """
+
+    def __init__(self, inner: Middleware) -> None:
+        self._inner = inner
+
+    def process(
+        self, *, req: BoltRequest, resp: BoltResponse, next: Callable[[], BoltResponse]
+    ) -> BoltResponse | None:
+        noted = current.get()
+        if noted is None:
+            return self._inner.process(req=req, resp=resp, next=next)
+
+        def go_on() -> BoltResponse:
+            noted.authorized = True
+            return next()
+
+        with authorizing(noted, req):
+            response = self._inner.process(req=req, resp=resp, next=go_on)
+            noted.refusal = "" if response is None else str(response.body)
+        return response
 
 
 def _watch(bolt: App) -> None:

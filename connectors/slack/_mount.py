@@ -341,10 +341,11 @@ class SlackApp:
 
     def _declare_listeners(self, retries: int) -> Workflow[..., Any]:
         bolt = self.bolt
+        tries = _Tries(self._intake, retries)
         options = step(
             name=f"{self.name}.listeners",
-            retries=retries or _AUTHORIZE_RETRIES,
-            retry_if=None if retries else lambda error: isinstance(error, NotAuthorized),
+            retries=retries + _AUTHORIZE_RETRIES,
+            retry_if=tries.is_not_the_last,
             max_delay=timedelta(minutes=5),
         )
         declare = self._app.workflow(name=f"{self.name}.listeners")
@@ -352,7 +353,7 @@ class SlackApp:
             _listeners.prepare(bolt)
 
             def run_listeners(body: dict[str, Any]) -> Outcome:
-                with _telling(self._intake, step_info().workflow_id) as telling:
+                with _Telling(tries) as telling:
                     return telling.judge(_listeners.run(bolt, body, telling.tell))
 
             run_step = options(run_listeners)
@@ -368,7 +369,7 @@ class SlackApp:
         _alisteners.prepare(abolt)
 
         async def arun_listeners(body: dict[str, Any]) -> Outcome:
-            with _telling(self._intake, step_info().workflow_id) as telling:
+            with _Telling(tries) as telling:
                 return telling.judge(await _alisteners.run(abolt, body, telling.tell))
 
         arun_step = options(arun_listeners)
@@ -509,28 +510,48 @@ class _Question:
         return {"text": f"{self.text}\n{verdict}", "blocks": [_section(self.text), said]}
 
 
-class _telling:
+class _Tries:
+    """Which error of a mount's listeners was that of the last try: bolt's authorization is waited for besides."""
+
+    def __init__(self, intake: Intake, retries: int) -> None:
+        self.intake = intake
+        self._retries = retries
+        self._last: dict[int, Exception] = {}
+
+    def is_last(self, error: BaseException) -> bool:
+        """Say, in the step, whether the step is not tried again after `error`."""
+        if isinstance(error, NotAuthorized) or step_info().attempt <= self._retries:
+            return False
+        if isinstance(error, Exception):  # others are not asked about
+            self._last[id(error)] = error
+        return True
+
+    def is_not_the_last(self, error: Exception) -> bool:
+        """Say the same, negated, when the step has ended: it is not known any more which try it was."""
+        return self._last.pop(id(error), None) is None
+
+
+class _Telling:
     """Passes on to Slack, while it waits, what a listener acknowledges; and that it failed, if it does first."""
 
-    def __init__(self, intake: Intake, id: str) -> None:
-        self._intake = intake
-        self._id = id
+    def __init__(self, tries: _Tries) -> None:
+        self._tries = tries
+        self._acks = tries.intake.acks
+        self._id = step_info().workflow_id
 
-    def __enter__(self) -> "_telling":
+    def __enter__(self) -> "_Telling":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A listener that runs once more later (bolt was not authorized) has not failed.
-        if error is not None and not isinstance(error, NotAuthorized):
-            self._intake.acks.tell(self._id, LISTENER_BROKE)
+        # A step that is tried again has not failed: who hears so would click again, and have it done twice.
+        if error is not None and self._tries.is_last(error):
+            self._acks.tell(self._id, LISTENER_BROKE)
 
     def tell(self, response: BoltResponse) -> None:
-        self._intake.acks.tell(self._id, _ack_of(response))
+        self._acks.tell(self._id, _ack_of(response))
 
     def judge(self, outcome: Outcome) -> Outcome:
-        self._intake.acks.tell(
-            self._id, Ack() if outcome.handled else Ack(404, b'{"error":"nobody handles this"}')
-        )
+        self._acks.tell(self._id, Ack() if outcome.handled else Ack(404, b'{"error":"nobody handles this"}'))
         return outcome
 
 

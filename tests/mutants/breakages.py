@@ -724,8 +724,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         [
             Change(
                 "connectors/slack/_listeners.py",
-                "if not authorized and response.status == 200 and response.body:",
-                "if not authorized and response.status == 500:",
+                "        if not noted.authorized:\n",
+                "        if False:\n",
             )
         ],
         [

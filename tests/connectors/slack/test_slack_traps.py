@@ -1,16 +1,22 @@
 """What bolt does by itself loses events: each of these is a trap of bolt's, and the test that holds it shut."""
 
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from slack_bolt import Ack, BoltResponse, Respond, Say
+from slack_bolt import Ack, BoltRequest, BoltResponse, Respond, Say
 from slack_bolt import App as Bolt
 from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncSay
+from slack_sdk.oauth.installation_store import Installation
+from slack_sdk.oauth.installation_store.file import FileInstallationStore
+from slack_sdk.web import WebClient
 
+from fixtures.postgres import free_port
 from fixtures.proxy import CutProxy, Direction
-from fixtures.slack import FakeSlack, Sent, Served
-from fixtures.workers import Log
+from fixtures.slack import SECRET, TOKEN, FakeSlack, Sent, Served
+from fixtures.workers import Log, wait_for
 from refold import App, StepError
 from refold.connectors import slack as slack_
 
@@ -112,6 +118,149 @@ def test_the_same_for_an_async_app(arunning: App, abolt: AsyncApp, slack: FakeSl
     assert arunning.get(id).result(timeout=30) == slack_.Outcome(handled=True)
     assert [call["text"] for call in slack.called("chat.postMessage")] == ["heard hi"]
     assert log.types(id) == ["WorkflowStarted", "StepFailed", "StepCompleted", "WorkflowCompleted"]
+
+
+def test_an_event_is_handled_when_slack_can_be_reached_again(
+    running: App, bolt: Bolt, slack: FakeSlack, log: Log
+) -> None:
+    """Left to itself bolt answers 500 for this one; then it is no error of a middleware's, but waited for as well."""
+    handled: list[str] = []
+
+    @bolt.event("message")
+    def hear(event: dict[str, Any]) -> None:
+        handled.append(event["text"])
+
+    bolt.client.base_url = f"http://127.0.0.1:{free_port()}/api/"
+    payload = slack.message("hi")
+    assert slack.send_event(payload).result(30) == OK
+    id = slack_.workflow_id("event", payload)
+    wait_for(lambda: "StepFailed" in log.types(id), "a try has failed", 30)
+    bolt.client.base_url = slack.api
+    assert running.get(id).result(timeout=30) == slack_.Outcome(handled=True)
+    assert handled == ["hi"]
+    [failed, *_] = log.events(id, "StepFailed")
+    assert failed["error"]["qualname"] == "NotAuthorized"
+    assert "Connection refused" in failed["error"]["message"]
+
+
+def test_the_same_for_an_async_app_that_can_not_reach_slack(
+    arunning: App, abolt: AsyncApp, slack: FakeSlack, log: Log
+) -> None:
+    @abolt.event("message")
+    async def hear(event: dict[str, Any], say: AsyncSay) -> None:
+        await say(f"heard {event['text']}")
+
+    abolt.client.base_url = f"http://127.0.0.1:{free_port()}/api/"
+    payload = slack.message("hi")
+    assert slack.send_event(payload).result(30) == OK
+    id = slack_.workflow_id("event", payload)
+    wait_for(lambda: "StepFailed" in log.types(id), "a try has failed", 30)
+    abolt.client.base_url = slack.api
+    assert arunning.get(id).result(timeout=30) == slack_.Outcome(handled=True)
+    assert [call["text"] for call in slack.called("chat.postMessage")] == ["heard hi"]
+
+
+def test_a_command_waits_for_an_installation_too_and_nobody_is_told_that_there_is_none(
+    app: App, slack: FakeSlack, serve: Serve, tmp_path: Path
+) -> None:
+    """Left to itself bolt apologizes by the response_url, answers an empty 200, and no listener ever runs."""
+    store = FileInstallationStore(base_dir=str(tmp_path), client_id="c")
+    store.save(Installation(app_id="A0001", team_id="T0001", user_id="U1", bot_token="xoxb-one", bot_id="B"))
+    bolt = Bolt(
+        client=WebClient(base_url=slack.api), signing_secret=SECRET, installation_store=store,
+        authorize=None, oauth_settings=None,
+    )  # fmt: skip
+    slack_.mount(app, bolt)
+
+    @bolt.command("/deploy")
+    def deploy(ack: Ack, respond: Respond) -> None:
+        ack("deploying")
+        respond("deployed")
+
+    serve(slack_.asgi(app))
+    slack.break_calls("auth.test", status=500)
+    payload = slack.command("/deploy")
+    with app:
+        assert slack.send_interaction(payload).result(60).body == "deploying"
+        outcome = app.get(slack_.workflow_id("command", payload)).result(timeout=30)
+    assert outcome == slack_.Outcome(handled=True)
+    assert [response["text"] for response in slack.responses] == ["deployed"]
+
+
+def test_a_middleware_before_the_authorization_may_answer_by_itself(
+    app: App, slack: FakeSlack, serve: Serve, log: Log
+) -> None:
+    """Bolt's answer when it is not authorized looks the same."""
+
+    def skip(body: dict[str, Any], next: Callable[[], None]) -> BoltResponse | None:
+        if body["event"]["text"] == "skip me":
+            return BoltResponse(status=200, body="not for us")
+        next()
+        return None
+
+    client = WebClient(token=TOKEN, base_url=slack.api)
+    bolt = Bolt(client=client, signing_secret=SECRET, token_verification_enabled=False, before_authorize=skip)
+    slack_.mount(app, bolt)
+    serve(slack_.asgi(app))
+    payload = slack.message("skip me")
+    with app:
+        assert slack.send_event(payload).result(30) == OK
+        id = slack_.workflow_id("event", payload)
+        assert app.get(id).result(timeout=30) == slack_.Outcome(handled=True)
+    assert log.types(id) == ["WorkflowStarted", "StepCompleted", "WorkflowCompleted"]
+
+
+def test_the_wait_for_an_authorization_is_no_retry_of_the_listeners(
+    app: App, bolt: Bolt, slack: FakeSlack, serve: Serve
+) -> None:
+    slack_.mount(app, bolt, retries=1)
+    slack.break_calls("auth.test", times=2, status=500)
+    payload = slack.message("hi")
+    serve(slack_.asgi(app))
+
+    @bolt.event("message")
+    def hear() -> None: ...
+
+    with app:
+        slack.send_event(payload).result(30)
+        outcome = app.get(slack_.workflow_id("event", payload)).result(timeout=60)
+    assert outcome == slack_.Outcome(handled=True)
+
+
+def test_a_person_is_not_told_of_a_failure_that_is_tried_again(
+    app: App, bolt: Bolt, slack: FakeSlack, serve: Serve
+) -> None:
+    """They would click once more, and have it done twice."""
+    slack_.mount(app, bolt, retries=1)
+    serve(slack_.asgi(app))
+    tries: list[int] = []
+
+    @bolt.command("/shaky")
+    def shaky(ack: Ack) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ShopClosed
+        ack("done")
+
+    with app:
+        sent = slack.send_interaction(slack.command("/shaky")).result(60)
+    assert (sent.attempts, sent.body) == (["ok"], "done")
+
+
+def test_bolts_own_adapters_may_go_on_beside_the_mount(app: App, bolt: Bolt, slack: FakeSlack) -> None:
+    slack_.mount(app, bolt)
+    ran = threading.Event()
+
+    def acknowledge(ack: Ack) -> None:
+        ack("on it")
+
+    def work() -> None:
+        ran.set()
+
+    bolt.command("/work")(ack=acknowledge, lazy=[work])
+    answer = bolt.dispatch(BoltRequest(body=slack.command("/work"), mode="socket_mode"))
+    assert (answer.status, answer.body) == (200, "on it")
+    assert ran.wait(30)
 
 
 def test_an_event_that_nobody_listens_to_is_answered_with_200(running: App, slack: FakeSlack) -> None:
