@@ -21,6 +21,7 @@ from refold.connectors.slack._asking import find_answer
 from refold.connectors.slack._identity import click_id, mapping_of, team_of, text_of, workflow_id
 from refold.connectors.slack._kinds import Delivery, is_own_event
 from refold.connectors.slack._payloads import Payload, first_action
+from refold.connectors.slack._threads import in_thread
 from refold.core import App, NotAccepted, Send, Start, Workflow
 
 log: Final = logging.getLogger("refold.slack")
@@ -81,8 +82,12 @@ class Intake:
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await self._take(delivery, deadline)
-        except (TimeoutError, NotAccepted):
-            log.warning("a payload was not durable in time, Slack gets no 200: is Postgres slow?")
+        except NotAccepted as error:
+            log.warning("a payload was not durable in time, Slack gets no 200: %s", error)
+        except TimeoutError:
+            log.warning(
+                "there was no answer to a payload in time, Slack gets no 200: does a function for its `ack` take long?"
+            )
         except Exception:
             log.exception("a payload was not taken; Slack gets no 200")
         return NOT_DURABLE
@@ -171,7 +176,7 @@ async def _answer_of(handler: Handler, body: dict[str, Any]) -> AckBody:
     if inspect.iscoroutinefunction(handler.ack):
         answer: Any = await handler.ack(payload)
     else:
-        answer = await asyncio.to_thread(handler.ack, payload)
+        answer = await in_thread(handler.ack, payload)
     return answer  # type: ignore[no-any-return]
 
 

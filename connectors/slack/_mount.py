@@ -29,6 +29,7 @@ from refold.connectors.slack._intake import (
 )
 from refold.connectors.slack._listeners import Outcome
 from refold.connectors.slack._payloads import Action, Command, Event, Payload, Shortcut, View
+from refold.connectors.slack._threads import in_thread
 from refold.core import (
     App,
     DefinitionRefused,
@@ -387,9 +388,7 @@ class SlackApp:
             told.append(_ack_of(response))
 
         if isinstance(self.bolt, Bolt):
-            import asyncio
-
-            await asyncio.to_thread(_listeners.run, self.bolt, body, tell)
+            await in_thread(_listeners.run, self.bolt, body, tell)
         else:
             from refold.connectors.slack import _alisteners
 

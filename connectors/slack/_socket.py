@@ -29,6 +29,11 @@ _HEARTBEAT: Final = 15.0  # a line that is dead on the way is seen within that, 
 _LET_GO: Final = 30.0  # Slack closes a connection that it has asked to renew within ten seconds
 _HAND_SHAKE: Final = aiohttp.ClientTimeout(total=10)
 _MESSAGE_MAX: Final = 16 * 1024 * 1024
+# Why Slack closes what it has just opened, and would again.
+_REFUSALS: Final = {
+    "link_disabled": "Socket Mode is switched off in this Slack app's settings",
+    "too_many_websockets": "this Slack app has as many connections open as Slack allows, ten",
+}
 
 Link = aiohttp.ClientWebSocketResponse
 
@@ -46,7 +51,7 @@ class Socket:
         self._stopping = asyncio.Event()
         self._links: set[Link] = set()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._readers: set[asyncio.Task[None]] = set()
+        self._readers: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._live, name=f"{name}-socket", daemon=True)
 
     def is_connected(self) -> bool:
@@ -68,32 +73,40 @@ class Socket:
             runner.run(self._run())
 
     async def _run(self) -> None:
-        tries = 0
         async with aiohttp.ClientSession() as session:
-            while not self._stopping.is_set():
-                try:
-                    link = await self._connect(session)
-                except (
-                    aiohttp.ClientError,
-                    OSError,
-                    TimeoutError,
-                    CallFailed,
-                    msgspec.MsgspecError,
-                ) as error:
-                    if tries == 0:
-                        log.warning("%s: can't connect to Slack, it goes on trying: %s", self._name, error)
-                    asked = getattr(error, "retry_after_s", None) or 0.0
-                    await self._pause(max(asked, _BACKOFF[min(tries, len(_BACKOFF) - 1)]))
-                    tries += 1
-                    continue
-                if tries:
-                    log.warning("%s: connected to Slack again", self._name)
-                tries = 0
-                began = self._loop.time()
-                await self._until_it_is_to_be_renewed(link)
-                if self._loop.time() - began < _BACKOFF[0]:
-                    await self._pause(_BACKOFF[0])  # a Slack that closes what it has just opened
+            connecting = asyncio.create_task(self._stay_connected(session))
+            await self._stopping.wait()
+            connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await connecting
             await self._end()
+
+    async def _stay_connected(self, session: aiohttp.ClientSession) -> None:
+        tries, away = 0, False
+        while True:
+            try:
+                link = await self._connect(session)
+            except Exception as error:  # whatever it is: nobody else would connect again
+                if not away:
+                    log.warning("%s: can't connect to Slack, it goes on trying: %s", self._name, error)
+                away = True
+                await asyncio.sleep(max(_pause(tries), getattr(error, "retry_after_s", None) or 0.0))
+                tries += 1
+                continue
+            if away:
+                log.warning("%s: connected to Slack again", self._name)
+            away = False
+            began = self._loop.time()
+            why = await self._until_it_is_over(link)
+            if why in _REFUSALS:
+                if tries == 0:
+                    log.error("%s: %s; it goes on trying", self._name, _REFUSALS[why])
+                await asyncio.sleep(_pause(tries))
+                tries += 1
+                continue
+            tries = 0
+            if self._loop.time() - began < _BACKOFF[0]:
+                await asyncio.sleep(_BACKOFF[0])  # a Slack that closes what it has just opened
 
     async def _connect(self, session: aiohttp.ClientSession) -> Link:
         headers = {"Authorization": f"Bearer {self._app_token}"}
@@ -114,40 +127,43 @@ class Socket:
             )
             return link
 
-    async def _until_it_is_to_be_renewed(self, link: Link) -> None:
-        """Read from `link` until it has ended or Slack wants another; it is read on meanwhile."""
-        renew = asyncio.Event()
-        reader = asyncio.create_task(self._read(link, renew))
+    async def _until_it_is_over(self, link: Link) -> str:
+        """Read from `link` until it has ended or Slack wants another, and return why; it is read on meanwhile."""
+        over: asyncio.Future[str] = self._loop.create_future()
+        reader = asyncio.create_task(self._read(link, over))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
-        stopping = asyncio.create_task(self._stopping.wait())
-        renewing = asyncio.create_task(renew.wait())
-        await asyncio.wait((stopping, renewing), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        renewing.cancel()
+        return await over
 
-    async def _read(self, link: Link, renew: asyncio.Event) -> None:
+    async def _read(self, link: Link, over: "asyncio.Future[str]") -> None:
         self._links.add(link)
         try:
             async for message in link:
-                if message.type is aiohttp.WSMsgType.TEXT and self._heard(link, message.data):
-                    renew.set()
-                    self._loop.call_later(_LET_GO, lambda: asyncio.create_task(link.close()))
+                why = self._heard(link, message.data) if message.type is aiohttp.WSMsgType.TEXT else None
+                if why is not None and not over.done():
+                    over.set_result(why)
+                    self._loop.call_later(_LET_GO, self._close_soon, link)
         finally:
             self._links.discard(link)
-            renew.set()
+            if not over.done():
+                over.set_result("")
 
-    def _heard(self, link: Link, text: str) -> bool:
-        """Take one message; say whether it asks for another connection."""
+    def _close_soon(self, link: Link) -> None:
+        closing = asyncio.create_task(link.close())
+        self._readers.add(closing)
+        closing.add_done_callback(self._readers.discard)
+
+    def _heard(self, link: Link, text: str) -> str | None:
+        """Take one message; return why when Slack wants this connection closed."""
         try:
             message = msgspec.json.decode(text)
         except msgspec.MsgspecError:
-            log.warning("%s: Slack sent what is no JSON", self._name)
-            return False
+            message = None
+        if not isinstance(message, dict):
+            log.warning("%s: Slack sent what is no JSON object", self._name)
+            return None
         if message.get("type") == "disconnect":
-            if message.get("reason") == "link_disabled":
-                log.error("%s: Socket Mode is switched off in this Slack app's settings", self._name)
-            return True
+            return str(message.get("reason"))
         if (
             isinstance(message.get("payload"), dict)
             and message.get("envelope_id")
@@ -156,7 +172,7 @@ class Socket:
             task = asyncio.create_task(self._take(link, message))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
-        return False
+        return None
 
     async def _take(self, link: Link, message: dict[str, Any]) -> None:
         answer = await self._intake.take(delivery_of(message["payload"]))
@@ -180,10 +196,9 @@ class Socket:
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+
+def _pause(tries: int) -> float:
+    return _BACKOFF[min(tries, len(_BACKOFF) - 1)]
 
 
 def _payload(answer: Ack) -> dict[str, Any] | None:

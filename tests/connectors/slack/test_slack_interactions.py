@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -102,6 +103,31 @@ def test_an_ack_that_breaks_or_takes_too_long_starts_nothing(
         assert slack.send_interaction(slack.command("/x", "slow")).result(30).attempts != ["ok"]
         let_go.set()
         assert log.one("select count(*) from refold.workflows") == 0
+
+
+def test_acks_that_hang_are_in_nobodys_way(
+    app: App, team: slack_.SlackApp, slack: FakeSlack, log: Log
+) -> None:
+    """A loop's default executor has few threads, and the program's own work needs them too."""
+    let_go = threading.Event()
+
+    def answer(command: slack_.Command) -> str:
+        if command.text == "hang":
+            let_go.wait(60)
+        return command.text
+
+    @team.command("/x", ack=answer)
+    @app.workflow
+    def ran(command: slack_.Command) -> None: ...
+
+    with app:
+        hanging = [
+            slack.send_interaction(slack.command("/x", "hang"))
+            for _ in range(min(32, (os.cpu_count() or 1) + 4))
+        ]
+        assert slack.send_interaction(slack.command("/x", "soon")).result(60).body == '{"text":"soon"}'
+        let_go.set()
+        assert all(sent.result(60).delivered for sent in hanging)
 
 
 def test_a_modal_with_errors_stays_open_and_starts_nothing(

@@ -2,19 +2,23 @@
 
 import functools
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 from slack_bolt import Ack, Say
 from slack_bolt import App as Bolt
 from slack_bolt.async_app import AsyncApp, AsyncSay
 
 from fixtures.proxy import CutProxy, Direction
-from fixtures.slack import APP_TOKEN, FakeSlack
+from fixtures.slack import APP_TOKEN, FakeSlack, Trouble
 from fixtures.workers import Log, wait_for
 from refold import App
 from refold.connectors import slack as slack_
+from refold.connectors.slack import _socket
 
 
 @pytest.fixture
@@ -161,3 +165,54 @@ def test_it_can_be_started_again(app: App, bolt: Bolt, slack: FakeSlack) -> None
             slack.wait_connected()
             assert slack.send_envelope(slack.message(f"{number}")).result(30).delivered
         wait_for(lambda: not slack.is_connected(), "the connection is closed")
+
+
+@pytest.mark.parametrize("answer", [{"ok": True}, {"ok": True, "url": "no address"}, [], "ok"])
+def test_whatever_slack_answers_it_is_asked_again(
+    app: App, bolt: Bolt, slack: FakeSlack, answer: Any
+) -> None:
+    slack._trouble["apps.connections.open"] = [Trouble(200, answer)]
+    slack_.mount(app, bolt, app_token=APP_TOKEN)
+    with app:
+        slack.wait_connected()
+
+
+def test_a_connection_too_many_is_named(
+    app: App, team: slack_.SlackApp, slack: FakeSlack, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = slack.connections
+    slack.disconnect("too_many_websockets")
+    wait_for(functools.partial(_more_than, slack, before), "a new connection", 60)
+    assert "this Slack app has as many connections open as Slack allows, ten" in caplog.text
+
+
+def test_it_stops_while_slack_does_not_answer(app: App, bolt: Bolt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_socket, "_HAND_SHAKE", aiohttp.ClientTimeout(total=3600))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        bolt.client.base_url = f"http://127.0.0.1:{silent.getsockname()[1]}/api/"
+        slack_.mount(app, bolt, app_token=APP_TOKEN)
+        with app:
+            line, _ = silent.accept()
+        line.close()
+
+
+@pytest.mark.three_seconds
+def test_it_stops_while_an_ack_hangs(app: App, team: slack_.SlackApp, slack: FakeSlack) -> None:
+    began, let_go, over = threading.Event(), threading.Event(), threading.Event()
+
+    def answer(command: slack_.Command) -> str:
+        began.set()
+        let_go.wait(60)
+        over.set()
+        return ""
+
+    @team.command("/x", ack=answer)
+    @app.workflow
+    def ran(command: slack_.Command) -> None: ...
+
+    slack.send_envelope(slack.command("/x"))
+    assert began.wait(30)
+    app.close()
+    assert not over.is_set()
+    let_go.set()
