@@ -47,6 +47,11 @@ class Calls:
         self._is_async = is_async
         self._steps: dict[str, Step[..., dict[str, Any]]] = {}
 
+    @property
+    def has_own_token(self) -> bool:
+        """Whether one token is for all calls. Where installations are stored bolt does not look at its own."""
+        return self._bolt.client.token is not None and self._bolt.installation_store is None
+
     def step(self, method: str) -> Step[..., dict[str, Any]]:
         """Return the step that calls `method` of bolt's client. Raises WrongCall when the client has none."""
         found = self._steps.get(method)
@@ -89,15 +94,11 @@ class Calls:
     def _call(self, method: str, workspace: Workspace | None, arguments: dict[str, Any]) -> Any:
         if self._is_async:
             return self._acall(method, workspace, arguments)
-        client = self._bolt.client
-        if client.token is None:
-            client = self._installed(workspace)
+        client = self._bolt.client if self.has_own_token else self._installed(workspace)
         return getattr(client, method)(**arguments).data
 
     async def _acall(self, method: str, workspace: Workspace | None, arguments: dict[str, Any]) -> Any:
-        client = self._bolt.client
-        if client.token is None:
-            client = await self._ainstalled(workspace)
+        client = self._bolt.client if self.has_own_token else await self._ainstalled(workspace)
         return (await getattr(client, method)(**arguments)).data
 
     def _installed(self, workspace: Workspace | None) -> "WebClient":
@@ -105,10 +106,7 @@ class Calls:
 
         store: Any = self._bolt.installation_store
         bot = None if store is None or workspace is None else store.find_bot(**_found_by(workspace))
-        client = self._bolt.client
-        return WebClient(
-            token=_token_of(bot, workspace), base_url=client.base_url, timeout=client.timeout, ssl=client.ssl
-        )
+        return WebClient(token=_token_of(bot, workspace), **self._as_configured())
 
     async def _ainstalled(self, workspace: Workspace | None) -> "AsyncWebClient":
         from slack_sdk.web.async_client import AsyncWebClient
@@ -117,10 +115,15 @@ class Calls:
         bot = (
             None if store is None or workspace is None else await store.async_find_bot(**_found_by(workspace))
         )
-        client = self._bolt.client
-        return AsyncWebClient(
-            token=_token_of(bot, workspace), base_url=client.base_url, timeout=client.timeout, ssl=client.ssl
-        )
+        return AsyncWebClient(token=_token_of(bot, workspace), **self._as_configured())
+
+    def _as_configured(self) -> dict[str, Any]:
+        """Return how bolt's client is configured, for another one: all but its token."""
+        client: Any = self._bolt.client
+        same = ["base_url", "timeout", "ssl", "proxy", "headers", "retry_handlers"]
+        if self._is_async:
+            same += ["session", "trust_env_in_session"]
+        return {name: getattr(client, name) for name in same}
 
     def _respond(self, _: Workspace | None, arguments: dict[str, Any]) -> Any:
         url = arguments.pop("url")
@@ -128,12 +131,15 @@ class Calls:
             return self._arespond(url, arguments)
         from slack_sdk.webhook import WebhookClient
 
-        return _responded(WebhookClient(url).send_dict(arguments))
+        client = self._bolt.client
+        return _responded(WebhookClient(url, proxy=client.proxy, ssl=client.ssl).send_dict(arguments))
 
     async def _arespond(self, url: str, arguments: dict[str, Any]) -> Any:
         from slack_sdk.webhook.async_client import AsyncWebhookClient
 
-        return _responded(await AsyncWebhookClient(url).send_dict(arguments))
+        client = self._bolt.client
+        hook = AsyncWebhookClient(url, proxy=client.proxy, ssl=client.ssl)
+        return _responded(await hook.send_dict(arguments))
 
 
 class Client:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
-# An ID has at most 512 bytes; what names the act gets what the rest leaves.
-_ACT_MAX: Final = 300
+_ID_MAX: Final = 512
 
 
 def workflow_id(kind: str, body: Mapping[str, Any]) -> str:
@@ -22,21 +21,20 @@ def workflow_id(kind: str, body: Mapping[str, Any]) -> str:
         act = [text_of(body, "event_id") or _digest(body)]
     else:
         act = [kind, *_act_of(body)]
-    named = ":".join(_part(part) for part in act)
-    if len(named) > _ACT_MAX:
-        named = f"{_part(act[0][:100])}:{_digest(body)}"
-    return f"slack:{_part(app[:64])}:{_part(team[:64])}:{named}"
+    named = [app, team, *act]
+    found = ":".join(["slack", *map(_part, named)])
+    return found if len(found) <= _ID_MAX else f"slack:{kind}:{_digest(named)}"
 
 
 def click_id(body: Mapping[str, Any], action: Mapping[str, Any]) -> str:
-    """Return the ID of a click on a button that answers a workflow: the same person, message and button, once."""
+    """Return the ID of a click on a button that answers a workflow: once for a person, a message or view, a button."""
     container = mapping_of(body, "container")
     message = mapping_of(body, "message")
     parts = (
         text_of(body, "api_app_id"),
         team_of(body),
         text_of(container, "channel_id") or text_of(mapping_of(body, "channel"), "id"),
-        text_of(container, "message_ts") or text_of(message, "ts"),
+        text_of(container, "message_ts") or text_of(message, "ts") or text_of(container, "view_id"),
         text_of(mapping_of(body, "user"), "id"),
         text_of(action, "action_id"),
     )

@@ -76,12 +76,20 @@ def is_own_event(body: Mapping[str, Any]) -> bool:
         for one in (authorizations if isinstance(authorizations, list) else [])
         if isinstance(one, dict) and one.get("is_bot")
     }
-    user = event.get("user")
-    if isinstance(user, str) and user in bots:
-        return True
     app = text_of(body, "api_app_id")
-    own = (text_of(event, "app_id"), text_of(mapping_of(event, "bot_profile"), "app_id"))
-    return bool(text_of(event, "bot_id")) and bool(app) and app in own
+    # An edit and a deletion have no user: bolt takes that of the message for it.
+    for said in (event, mapping_of(event, "message"), mapping_of(event, "previous_message")):
+        user = said.get("user")
+        if isinstance(user, str):
+            return user in bots or _is_of_app(said, app)
+        if _is_of_app(said, app):
+            return True
+    return False
+
+
+def _is_of_app(message: Mapping[str, Any], app: str) -> bool:
+    own = (text_of(message, "app_id"), text_of(mapping_of(message, "bot_profile"), "app_id"))
+    return bool(text_of(message, "bot_id")) and bool(app) and app in own
 
 
 def _read_form(text: str) -> Delivery:

@@ -1,5 +1,6 @@
 """`slack.mount`: a bolt app on a refold app, and what is declared on it."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -15,7 +16,7 @@ from refold.connectors.slack._acks import Ack
 from refold.connectors.slack._asking import Answer, button
 from refold.connectors.slack._calls import AsyncClient, Calls, Client, plain
 from refold.connectors.slack._endpoint import Endpoint, Receive, Scope, SendMessage, respond
-from refold.connectors.slack._errors import NotAuthorized
+from refold.connectors.slack._errors import CallFailed, NotAuthorized
 from refold.connectors.slack._identity import mapping_of, text_of
 from refold.connectors.slack._intake import (
     LISTENER_BROKE,
@@ -36,6 +37,7 @@ from refold.core import (
     SourceReport,
     TimedOut,
     Workflow,
+    WrongCall,
     arecv,
     recv,
     step,
@@ -275,11 +277,11 @@ class SlackApp:
 
         `replace_original=True` replaces the message that was clicked in. In an `async def` workflow: `arespond`.
         """
-        self._calls.respond.call(None, {"url": to.response_url, "text": text, **plain(message)})
+        self._calls.respond.call(None, {"url": _url_of(to), "text": text, **plain(message)})
 
     async def arespond(self, to: Payload | Answer, text: str = "", **message: Any) -> None:
         """Do what `respond` does, in an `async def` workflow."""
-        await self._calls.respond.acall(None, {"url": to.response_url, "text": text, **plain(message)})
+        await self._calls.respond.acall(None, {"url": _url_of(to), "text": text, **plain(message)})
 
     def ask(
         self,
@@ -292,9 +294,9 @@ class SlackApp:
     ) -> Answer:
         """Post a question with a button for each choice, wait for the first click, and return it.
 
-        The value of the answer is the choice, or what a mapping has for it. The message then says who chose what
-        and has no buttons any more. Raises TimedOut when nobody clicked within `timeout`. In an `async def`
-        workflow: `aask`.
+        The value of the answer is the choice, or what a mapping has for it. The message, if it is still there, then
+        says who chose what and has no buttons any more. Raises TimedOut when nobody clicked within `timeout`. In an
+        `async def` workflow: `aask`.
         """
         question = _Question(text, choices)
         posted = self.say(to, text, **{**message, "blocks": question.blocks()})
@@ -302,9 +304,11 @@ class SlackApp:
         try:
             answer = recv(question.topic, Answer, timeout=timeout)
         except TimedOut:
-            self.client.chat_update(**where, **question.closed("Nobody answered in time."))
+            with _cosmetic():
+                self.client.chat_update(**where, **question.closed("Nobody answered in time."))
             raise
-        self.client.chat_update(**where, **question.closed(question.verdict(answer)))
+        with _cosmetic():
+            self.client.chat_update(**where, **question.closed(question.verdict(answer)))
         return answer
 
     async def aask(
@@ -323,9 +327,11 @@ class SlackApp:
         try:
             answer = await arecv(question.topic, Answer, timeout=timeout)
         except TimedOut:
-            await self.aclient.chat_update(**where, **question.closed("Nobody answered in time."))
+            with _cosmetic():
+                await self.aclient.chat_update(**where, **question.closed("Nobody answered in time."))
             raise
-        await self.aclient.chat_update(**where, **question.closed(question.verdict(answer)))
+        with _cosmetic():
+            await self.aclient.chat_update(**where, **question.closed(question.verdict(answer)))
         return answer
 
     def _addressed(self, to: Payload | str, text: str, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +342,7 @@ class SlackApp:
 
     def _workspace_of(self, to: Payload | str) -> Any:
         # Written down with each call only where it says something: for an app with one token it is noise.
-        return None if isinstance(to, str) or self.bolt.client.token is not None else to.workspace
+        return None if isinstance(to, str) or self._calls.has_own_token else to.workspace
 
     # Bolt's own listeners.
 
@@ -507,6 +513,20 @@ class _Question:
     def closed(self, verdict: str) -> dict[str, Any]:
         said = {"type": "context", "elements": [{"type": "mrkdwn", "text": verdict}]}
         return {"text": f"{self.text}\n{verdict}", "blocks": [_section(self.text), said]}
+
+
+def _url_of(to: Payload | Answer) -> str:
+    if not to.response_url:
+        raise WrongCall(
+            "respond(...) was called with a payload that has no response_url",
+            "Only commands, clicks and message shortcuts have one. Use say(...).",
+        )
+    return to.response_url
+
+
+def _cosmetic() -> contextlib.AbstractContextManager[object]:
+    """Go on when the message of a question can't be changed: somebody has deleted it, but the answer counts."""
+    return contextlib.suppress(CallFailed, NotAuthorized)
 
 
 class _Tries:

@@ -38,11 +38,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def workspace(self) -> Workspace:
         """Where the app is installed that it was sent to."""
-        enterprise = text_of(self.body, "enterprise_id") or text_of(mapping_of(self.body, "enterprise"), "id")
-        authorizations = self.body.get("authorizations")
-        first = authorizations[0] if isinstance(authorizations, list) and authorizations else self.body
-        whole = isinstance(first, dict) and first.get("is_enterprise_install") in (True, "true")
-        return Workspace(self.team_id or None, enterprise or None, whole)
+        return _workspace_of(self.body)
 
     @property
     def user(self) -> str:
@@ -53,7 +49,13 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     def channel(self) -> str:
         """The ID of the channel where it was done; "" where there is none (a modal, a global shortcut)."""
         found = _id_of(self._about, "channel") or text_of(self.body, "channel_id")
-        return found or text_of(mapping_of(self.body, "container"), "channel_id")
+        for place, key in (
+            ("item", "channel"),
+            ("assistant_thread", "channel_id"),
+            ("container", "channel_id"),
+        ):
+            found = found or text_of(mapping_of(self._about, place), key)
+        return found
 
     @property
     def trigger_id(self) -> str:
@@ -63,12 +65,17 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def response_url(self) -> str:
         """Where `respond` posts; good for half an hour and five answers."""
-        return text_of(self.body, "response_url")
+        urls = self.body.get("response_urls")  # of a modal that asks for a channel to answer in
+        first = urls[0] if isinstance(urls, list) and urls and isinstance(urls[0], dict) else {}
+        return text_of(self.body, "response_url") or text_of(first, "response_url")
 
     @property
     def thread_ts(self) -> str:
         """The thread that it happened in; "" outside of one."""
-        return text_of(self._about, "thread_ts") or text_of(mapping_of(self.body, "message"), "thread_ts")
+        found = text_of(self._about, "thread_ts")
+        for place in ("assistant_thread", "message"):
+            found = found or text_of(mapping_of(self._about, place), "thread_ts")
+        return found
 
     @property
     def _about(self) -> Mapping[str, Any]:
@@ -201,6 +208,32 @@ def first_action(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return actions[0] if isinstance(actions, list) and actions and isinstance(actions[0], dict) else {}
 
 
+def _workspace_of(body: Mapping[str, Any]) -> Workspace:
+    """Return where bolt looks for the installation: in a shared channel an event's own workspace is another one."""
+    authorizations = body.get("authorizations")
+    first = authorizations[0] if isinstance(authorizations, list) and authorizations else None
+    at: Mapping[str, Any] = first if isinstance(first, dict) else body
+    teams = (
+        text_of(mapping_of(body, "view"), "app_installed_team_id"),
+        _id_of(body, "team"),
+        text_of(at, "team_id"),
+        text_of(
+            mapping_of(at, "user"), "team_id"
+        ),  # a click has no other where an organisation installed the app
+        text_of(mapping_of(at, "view"), "team_id"),
+    )
+    enterprises = (
+        _id_of(body, "enterprise"),
+        text_of(at, "enterprise_id"),
+        text_of(mapping_of(body, "team"), "enterprise_id"),
+    )
+    return Workspace(
+        next(filter(None, teams), None),
+        next(filter(None, enterprises), None),
+        at.get("is_enterprise_install") in (True, "true"),
+    )
+
+
 def _id_of(body: Mapping[str, Any], key: str) -> str:
     value = body.get(key)
     return text_of(value, "id") if isinstance(value, dict) else text_of(body, key)
@@ -208,7 +241,15 @@ def _id_of(body: Mapping[str, Any], key: str) -> str:
 
 def _entered(element: Mapping[str, Any]) -> Any:
     """Return what one element of a modal holds, whichever kind of element it is."""
-    for key in ("value", "selected_date", "selected_time", "selected_date_time", "selected_user"):
+    for key in (
+        "value",
+        "rich_text_value",
+        "files",
+        "selected_date",
+        "selected_time",
+        "selected_date_time",
+        "selected_user",
+    ):
         if key in element:
             return element[key]
     for key in ("selected_conversation", "selected_channel", "selected_users", "selected_conversations"):

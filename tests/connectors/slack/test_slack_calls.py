@@ -10,6 +10,7 @@ from slack_sdk.models.blocks import SectionBlock
 from slack_sdk.oauth.installation_store import Installation
 from slack_sdk.oauth.installation_store.file import FileInstallationStore
 from slack_sdk.web import WebClient
+from slack_sdk.web.async_client import AsyncWebClient
 
 from fixtures.postgres import free_port
 from fixtures.slack import SECRET, TOKEN, FakeSlack
@@ -191,7 +192,9 @@ def test_each_workspace_is_called_with_its_own_token(
         team.say(payload, "hi", channel="C1")
 
     def payload(workspace: str) -> slack_.Event:
-        return slack_.Event(body=slack.message("hi") | {"team_id": workspace})
+        # In a channel that is shared with another workspace, where the event itself is of.
+        here = {"team_id": workspace, "enterprise_id": None, "is_enterprise_install": False, "is_bot": True}
+        return slack_.Event(body=slack.message("hi") | {"team_id": "T9", "authorizations": [here]})
 
     with app:
         for workspace in ("T1", "T2"):
@@ -202,3 +205,59 @@ def test_each_workspace_is_called_with_its_own_token(
         "xoxb-one",
         "xoxb-two",
     ]
+
+
+def test_where_installations_are_stored_no_other_token_is_used(
+    app: App, slack: FakeSlack, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SLACK_BOT_TOKEN that is left in the environment is ignored by bolt, but stays in its client."""
+    monkeypatch.setenv("SLACK_BOT_TOKEN", "xoxb-left")
+    store = FileInstallationStore(base_dir=str(tmp_path), client_id="c")
+    store.save(_installed("T1", "xoxb-one"))
+    bolt = Bolt(signing_secret=SECRET, installation_store=store)
+    assert bolt.client.token == "xoxb-left"
+    bolt.client.base_url = slack.api
+    team = slack_.mount(app, bolt)
+
+    @app.workflow
+    def say(payload: slack_.Payload) -> None:
+        team.say(payload, "hi", channel="C1")
+
+    with app:
+        say.start(slack_.Payload(body={"team_id": "T1"}), id="s").result(timeout=30)
+    assert [call.token for call in slack.calls if call.method == "chat.postMessage"] == ["xoxb-one"]
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_calls_go_by_the_proxy_of_bolts_client(app: App, slack: FakeSlack, tmp_path: Any, kind: str) -> None:
+    proxy, api = f"http://127.0.0.1:{slack.port}", "http://slack.invalid/api/"
+    bolt: Bolt | AsyncApp
+    if kind == "def":
+        store = FileInstallationStore(base_dir=str(tmp_path), client_id="c")
+        store.save(_installed("T1", "xoxb-one"))
+        bolt = Bolt(
+            client=WebClient(base_url=api, proxy=proxy), signing_secret=SECRET, installation_store=store
+        )
+    else:
+        astore = FileInstallationStore(base_dir=str(tmp_path), client_id="c")
+        astore.save(_installed("T1", "xoxb-one"))
+        aclient = AsyncWebClient(base_url=api, proxy=proxy)
+        bolt = AsyncApp(client=aclient, signing_secret=SECRET, installation_store=astore)
+    team = slack_.mount(app, bolt)
+
+    @app.workflow
+    def answer(command: slack_.Command) -> None:
+        team.say(command, "said")
+        team.respond(command, "responded")
+
+    body = {"team_id": "T1", "channel_id": "C1", "response_url": "http://hooks.slack.invalid/respond/1"}
+    with app:
+        answer.start(slack_.Command(body=body), id="a").result(timeout=60)
+    assert [call["text"] for call in slack.called("chat.postMessage")] == ["said"]
+    assert slack.responses == [{"text": "responded"}]
+
+
+def test_respond_needs_a_response_url(app: App, bolt: Bolt) -> None:
+    team = slack_.mount(app, bolt)
+    with pytest.raises(WrongCall, match=r"a payload that has no response_url\. Only commands, clicks and"):
+        team.respond(slack_.View(body={}), "hi")

@@ -304,6 +304,27 @@ def test_a_question_that_nobody_answers_times_out(app: App, team: slack_.SlackAp
     assert closed["text"] == "Anybody?\nNobody answered in time."
 
 
+@pytest.mark.parametrize("clicked", [True, False])
+def test_an_answer_counts_though_the_question_is_gone(
+    app: App, team: slack_.SlackApp, slack: FakeSlack, clicked: bool
+) -> None:
+    @app.workflow
+    def ask() -> str:
+        timeout = timedelta(days=3) if clicked else timedelta(milliseconds=50)
+        try:
+            return f"{team.ask('C9', 'Anybody?', ['Here'], timeout=timeout).value}"
+        except refold.TimedOut:
+            return "nobody"
+
+    slack.break_calls("chat.update", error="message_not_found")
+    with app:
+        handle = ask.start(id="a")
+        if clicked:
+            [question] = _posted(slack)
+            slack.send_interaction(slack.click_on(question, "Here")).result(30)
+        assert handle.result(timeout=30) == ("Here" if clicked else "nobody")
+
+
 def test_an_async_workflow_asks_as_well(app: App, abolt: AsyncApp, serve: Serve, slack: FakeSlack) -> None:
     team = slack_.mount(app, abolt)
     serve(slack_.asgi(app))
@@ -319,6 +340,7 @@ def test_an_async_workflow_asks_as_well(app: App, abolt: AsyncApp, serve: Serve,
         await ack("an async ack")
 
     with app:
+        slack.break_calls("chat.update", error="message_not_found")
         handle = refund.start(id="r")
         [question] = _posted(slack)
         slack.send_interaction(slack.click_on(question, "Approve")).result(30)

@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from slack_bolt import BoltRequest
 
 from fixtures.slack import APP, BOT_ID, BOT_USER, SECRET, TEAM
 from refold.connectors.slack import (
@@ -110,6 +111,8 @@ def test_a_view_without_a_trigger_is_known_by_itself_its_hash_and_what_was_enter
 texts = st.text(st.characters(codec="utf-8"), max_size=300)
 
 
+@example({"api_app_id": "\U00010000" * 300, "team_id": "\U00010000" * 300})
+@example(dict.fromkeys(("api_app_id", "team_id", "event_id", "trigger_id"), "\U00010000" * 20))
 @given(
     st.dictionaries(
         st.sampled_from(["api_app_id", "team_id", "event_id", "trigger_id", "view", "type"]), texts
@@ -227,6 +230,14 @@ def _event(**event: Any) -> dict[str, Any]:
         ({"type": "message", "bot_id": "B9", "app_id": "A9"}, False),
         ({"type": "message", "user": {"id": BOT_USER}}, False),
         ({"type": "member_joined_channel", "user": BOT_USER}, False),
+        ({"type": "message", "subtype": "message_changed", "message": {"user": BOT_USER}}, True),
+        ({"type": "message", "subtype": "message_changed", "message": {"user": "U1"}}, False),
+        (
+            {"type": "message", "subtype": "message_changed", "message": {"bot_id": BOT_ID, "app_id": APP}},
+            True,
+        ),
+        ({"type": "message", "subtype": "message_deleted", "previous_message": {"user": BOT_USER}}, True),
+        ({"type": "message", "user": "U1", "previous_message": {"user": BOT_USER}}, False),
         ({"type": "reaction_added", "user": BOT_USER}, True),
     ],
 )
@@ -243,11 +254,15 @@ def test_what_was_entered_in_a_modal_is_found_by_action_id() -> None:
         "b5": {"people": {"type": "multi_users_select", "selected_users": ["U1"]}},
         "b6": {"rooms": {"type": "multi_channels_select", "selected_channels": ["C1"]}},
         "b7": {"empty": {"type": "static_select", "selected_option": None}},
+        "b8": {
+            "notes": {"type": "rich_text_input", "rich_text_value": {"type": "rich_text", "elements": []}}
+        },
+        "b9": {"bill": {"type": "file_input", "files": [{"id": "F1"}]}},
     }
     view = View(body={"view": {"callback_id": "c", "state": {"values": values}}})
     assert view.values == {
         "title": "hi", "day": "2026-11-21", "size": "L", "tags": ["a", "b"], "people": ["U1"], "rooms": ["C1"],
-        "empty": None,
+        "empty": None, "notes": {"type": "rich_text", "elements": []}, "bill": [{"id": "F1"}],
     }  # fmt: skip
 
 
@@ -274,9 +289,61 @@ def test_a_button_that_slack_would_refuse_is_refused_at_once() -> None:
 
 
 def test_where_an_app_is_installed_is_read_from_the_payload() -> None:
-    body = {"team_id": "T1", "enterprise_id": "E1", "authorizations": [{"is_enterprise_install": True}]}
+    whole = {"team_id": "T1", "enterprise_id": "E1", "is_enterprise_install": True}
+    body = {"team_id": "T1", "enterprise_id": "E1", "authorizations": [whole]}
     assert Event(body=body).workspace == Workspace("T1", "E1", True)
     assert Event(body={"team_id": "T1"}).workspace == Workspace("T1", None, False)
+
+
+def test_it_is_where_bolt_looks_for_the_installation() -> None:
+    """In a shared channel, in an organisation: as bolt reads the same payloads."""
+    here = {"team_id": "T1", "enterprise_id": None, "is_enterprise_install": False}
+    bodies: list[dict[str, Any]] = [
+        {"team_id": "T9", "enterprise_id": "E9", "authorizations": [here], "event": {"team": "T9"}},
+        {
+            "team": None,
+            "enterprise": {"id": "E1"},
+            "user": {"id": "U1", "team_id": "T1"},
+            "is_enterprise_install": True,
+        },
+        {"team": {"id": "T1", "enterprise_id": "E1"}, "type": "view_submission", "view": {"team_id": "T2"}},
+        {"team": {"id": "T9"}, "view": {"app_installed_team_id": "T1"}},
+        {"team": None, "view": {"team_id": "T1"}},
+        {"team_id": "T1", "enterprise_id": "E1", "command": "/x", "is_enterprise_install": "true"},
+        {"team_id": "T1", "enterprise_id": "E1", "authorizations": []},
+        {},
+    ]
+    for body in bodies:
+        bolts = BoltRequest(body=body, mode="socket_mode").context
+        found = Workspace(bolts.team_id, bolts.enterprise_id, bool(bolts.is_enterprise_install))
+        assert Event(body=body).workspace == found, body
+
+
+def test_where_an_event_happened_is_found_in_what_it_is_about() -> None:
+    reaction = {
+        "type": "reaction_added",
+        "user": "U1",
+        "item": {"type": "message", "channel": "C7", "ts": "1.2"},
+    }
+    assert Event(body={"event": reaction}).channel == "C7"
+    started = {
+        "type": "assistant_thread_started",
+        "assistant_thread": {"channel_id": "D1", "thread_ts": "3.4"},
+    }
+    assert Event(body={"event": started}).channel == "D1"
+    assert Event(body={"event": started}).thread_ts == "3.4"
+    modal = {"type": "view_submission", "response_urls": [{"response_url": "http://r", "channel_id": "C1"}]}
+    assert View(body=modal).response_url == "http://r"
+
+
+def test_a_button_in_two_views_is_two_buttons() -> None:
+    def clicked(view: str) -> str:
+        return click_id(
+            {"container": {"type": "view", "view_id": view}, "user": {"id": "U1"}}, {"action_id": "a"}
+        )
+
+    assert clicked("V1") == clicked("V1")
+    assert clicked("V1") != clicked("V2")
 
 
 @pytest.mark.raises_error("CallFailed", "NotAuthorized", "ListenerFailed")
