@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from refold.core import App, Workflow
+from refold.core import App, Handle, TimedOut, Workflow
 from refold.core.cli._client import opened
 from refold.core.cli._load import load_app
 from refold.core.cli._output import (
@@ -138,7 +138,7 @@ def start_command(
         handle = chosen.options(id=workflow_id).start(*positional, **named)
         done: dict[str, Any] = {"id": handle.id, "workflow": chosen.name}
         if wait is not None:
-            done["result"] = handle.result(timeout=wait)
+            done["result"] = _result(handle, wait, file)
     if as_json:
         print_json(done)
         return
@@ -147,6 +147,18 @@ def start_command(
         click.echo(f"result  {cut(msgspec.json.encode(done['result']).decode(), terminal_width() - 8)}")
     else:
         click.echo(f"look:   refold show {handle.id}")
+
+
+def _result(handle: Handle[Any], wait: float, file: str) -> Any:
+    try:
+        return handle.result(timeout=wait)
+    except TimedOut as error:
+        if handle.status() in ("completed", "failed", "cancelled"):  # with an error of its own, of this kind
+            raise
+        raise click.ClickException(
+            f"started {handle.id}, and it has no result after {wait:g} s\n"
+            f"it needs a worker:  refold worker {file}\nlook:  refold show {handle.id}"
+        ) from error
 
 
 def _find_workflow(app: App, name: str, file: str) -> Workflow[..., Any]:

@@ -42,6 +42,17 @@ def test_start_refuses_what_it_cannot_start(shop: Terminal) -> None:
     assert "amount" in wrong.err
 
 
+def test_start_that_waits_in_vain_says_that_it_has_started(shop: Terminal) -> None:
+    said = shop.type("start", "shop.py", "checkout", ORDER, "--id", "order-1", "--wait", "0.1")
+    assert (said.code, said.out, said.err) == (
+        1,
+        "",
+        "refold: started order-1, and it has no result after 0.1 s\n"
+        "  it needs a worker:  refold worker shop.py\n  look:  refold show order-1\n",
+    )
+    assert shop.type("show", "order-1", "--json").json["status"] == "pending"
+
+
 def test_list_filters_and_pages(shop: Terminal) -> None:
     for number in range(3):
         shop.type("start", "shop.py", "checkout", ORDER, "--id", f"order-{number}")
