@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import secrets
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -20,13 +19,13 @@ from urllib.parse import urlsplit
 
 import click
 
-from refold.core import App, ConnectorPlugin, DefinitionRefused
+from refold.connectors._http import VARIABLE, listen, listen_nearby, server_of
+from refold.core import App, ConnectorPlugin
 from refold.core.cli import Unreachable, Wrong, common, example, load_app, print_json, project_folder
 
 if TYPE_CHECKING:
     from refold.connectors.webhook._endpoint import Endpoint
 
-_HTTP: Final = "REFOLD_HTTP"
 _STATE: Final = "webhook-dev.json"
 _SECRETS: Final = "webhook-secrets.json"
 _FIRST_PORT: Final = 8000
@@ -182,7 +181,7 @@ def start_dev_service(app: App, folder: Path) -> _DevService | None:
     if not any(each.kind == "webhook" for each in app.connectors):
         return None
     from refold.connectors.webhook._endpoint import Endpoint
-    from refold.connectors.webhook._server import HttpServer, listen
+    from refold.connectors.webhook._site import site_of
 
     endpoints = [each for each in app.connectors if isinstance(each, Endpoint)]
     context = click.get_current_context(silent=True)
@@ -194,9 +193,10 @@ def start_dev_service(app: App, folder: Path) -> _DevService | None:
         for name in endpoint.variables()
         if not os.environ.get(name)
     }
-    (server,) = [each for each in app.connectors if isinstance(each, HttpServer)]
-    server.shows_curl, server.made_up = True, made_up.keys()
-    server.listener = listen(address) if (address := os.environ.get(_HTTP)) else _listen()
+    site, server = site_of(app), server_of(app)
+    site.shows_curl, site.made_up = True, made_up.keys()
+    address = os.environ.get(VARIABLE)
+    server.listener = listen(address) if address else listen_nearby(_FIRST_PORT, _PORTS)
     host, port = server.listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/hooks"
     return _DevService(url, folder, made_up, _absolute(target))
@@ -214,16 +214,6 @@ def _new_secret(endpoint: "Endpoint") -> str:
     if endpoint.settings.verifier.kind == "standard":
         return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
     return secrets.token_hex(24)
-
-
-def _listen() -> socket.socket:
-    """Listen at the first address from 127.0.0.1:8000 on that is free."""
-    from refold.connectors.webhook._server import listen
-
-    for port in range(_FIRST_PORT, _FIRST_PORT + _PORTS):
-        with contextlib.suppress(DefinitionRefused):
-            return listen(f"127.0.0.1:{port}")
-    return listen("127.0.0.1:0")
 
 
 plugin = ConnectorPlugin(commands=[webhook], dev_service=start_dev_service)

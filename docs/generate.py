@@ -29,7 +29,8 @@ VARIABLES = {
     "Without it `refold dev` starts a development broker.",
     "REFOLD_NATS_URL": "The NATS server, `nats://host:port`, of consumers that don't name their own.",
     "REFOLD_HTTP": "`HOST:PORT` at which `refold worker` (or your own program) serves webhook endpoints, under "
-    "/hooks. `refold dev` takes 127.0.0.1:8000 without it, or the next port that is free.",
+    "/hooks, and Slack mounts, under /slack. `refold dev` takes 127.0.0.1:8000 without it (with Slack mounts only: "
+    ":3000), or the next port that is free.",
 }
 
 DEVELOPMENT_VARIABLES = {
@@ -178,7 +179,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "bolt": "The slack-bolt app, `App` or `AsyncApp`. Its listeners now run to their end before it answers.",
         "name": "The mount's identity: what `refold list` calls its workflows, and its part of the path when there are "
         "several.",
-        "path": "Where `refold dev` serves it.",
+        "path": "Where `refold dev` and `refold worker --http` serve it.",
         "signing_secret": "One secret or several, while they are rotated; default: bolt's.",
         "app_token": "Use Socket Mode as well, with this token (`xapp-...`).",
         "retries": "How often the step with bolt's listeners is tried again when one failed.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from slack_bolt import App as Bolt
 from slack_bolt import BoltResponse
 
+from refold.connectors._http import server_of
 from refold.connectors.slack import _listeners
 from refold.connectors.slack._acks import Ack
 from refold.connectors.slack._asking import Answer, button
@@ -74,10 +75,10 @@ def mount(
 
     What a workflow is declared for (`@team.event("app_mention")` over `@app.workflow`) starts that; bolt's own
     listeners get the rest, in one step of a workflow of their own. Slack gets its 200 when the workflow is durable.
-    `name` is the mount's identity, `path` where `refold dev` serves it. `signing_secret` (default: bolt's) may be
-    several while they are rotated. With `app_token` (xapp-...) Socket Mode is used as well, and needs no secret.
-    `retries` is how often a step with bolt's listeners that failed is tried again. `own_events`: take the events of
-    this app's own bot, too. From now on bolt's listeners run to their end before bolt answers.
+    `name` is the mount's identity, `path` where `refold dev` and `refold worker --http` serve it. `signing_secret`
+    (default: bolt's) may be several while they are rotated. With `app_token` (xapp-...) Socket Mode is used as well,
+    and needs no secret. `retries` is how often a step with bolt's listeners that failed is tried again. `own_events`:
+    take the events of this app's own bot, too. From now on bolt's listeners run to their end before bolt answers.
 
     Raises DefinitionRefused when that can't work.
     """
@@ -111,6 +112,10 @@ def mount(
         own_events=own_events,
         max_body=max_body,
     )
+    if mounted.takes_requests:
+        server = server_of(app)
+        if not any(isinstance(site, _Site) and site.prefix == mounted.mount_path for site in server.sites):
+            server.add(_Site(app, mounted.mount_path))
     app.connect(mounted)
     return mounted
 
@@ -137,12 +142,11 @@ class SlackApp:
         max_body: int,
     ) -> None:
         self.name = name
-        self.mount_path = path
+        self.mount_path = f"/{path.strip('/')}".rstrip("/")
         self.bolt = bolt
         self._app = app
         self._app_token = app_token
         self.takes_requests = bool(secrets)
-        self.is_served = False  # by this process: `refold dev` does
         self._calls = Calls(bolt, is_async=not isinstance(bolt, Bolt))
         self.client = Client(self._calls)
         self.aclient = AsyncClient(self._calls)
@@ -429,7 +433,10 @@ class SlackApp:
             f"{self.name}: {handler.label} starts {handler.workflow.name}"
             for handler in self._intake.handlers
         ]
-        http = f"HTTP under {self.mount_path}" if self.is_served else "HTTP where slack.asgi(app) is mounted"
+        is_served = self.takes_requests and server_of(self._app).url is not None
+        http = (
+            f"HTTP under {self.mount_path or '/'}" if is_served else "HTTP where slack.asgi(app) is mounted"
+        )
         ways = [http] * self.takes_requests + ["Socket Mode"] * bool(self._app_token)
         return [*lines, f"{self.name}: bolt's listeners get the rest, by {' and '.join(ways)}"]
 
@@ -469,7 +476,7 @@ class SlackServer:
                 await mounted.asgi(scope, receive, send)
 
     def _find(self, scope: Scope) -> SlackApp | None:
-        mounts = [each for each in self._app.connectors if isinstance(each, SlackApp)]
+        mounts = _served(self._app)
         if len(mounts) == 1:
             return mounts[0]
         path = str(scope["path"])
@@ -490,6 +497,33 @@ class SlackServer:
         finally:
             await self._app.__aexit__(None, None, None)
         await send({"type": "lifespan.shutdown.complete"})
+
+
+class _Site:
+    """The mounts with one path, as what the worker's own HTTP server has there."""
+
+    mounted_by = "slack.asgi(app)"
+
+    def __init__(self, app: App, prefix: str) -> None:
+        self.prefix = prefix
+        self._app = app
+
+    def asgi(self) -> SlackServer:
+        return asgi(self._app)
+
+    def describe(self, url: str) -> list[str]:
+        mounts = _served(self._app)
+        names = [
+            f"/{mount.name}" if len(mounts) > 1 else "" for mount in mounts if mount.mount_path == self.prefix
+        ]
+        return [f"{url}{name}/events, Slack's Request URL (by your tunnel or proxy)" for name in names]
+
+    def try_next(self, url: str) -> list[str]:
+        return []
+
+
+def _served(app: App) -> list[SlackApp]:
+    return [each for each in app.connectors if isinstance(each, SlackApp) and each.takes_requests]
 
 
 class _Question:

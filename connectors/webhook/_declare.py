@@ -16,7 +16,7 @@ from refold.connectors.webhook._endpoint import (
 )
 from refold.connectors.webhook._handshakes import Echo
 from refold.connectors.webhook._identity import AnyIdentity, choose_identity
-from refold.connectors.webhook._server import HttpServer
+from refold.connectors.webhook._site import site_of
 from refold.connectors.webhook._verify import Verifier
 from refold.core import App, DefinitionRefused, Workflow
 
@@ -199,8 +199,7 @@ def _connect(where: str, app: App, endpoint: Endpoint) -> None:
             f"app {app.name!r} has a webhook called {endpoint.name!r} already",
             "Give one of them another name=: it is part of the IDs of the workflows.",
         )
-    if not any(isinstance(each, HttpServer) for each in app.connectors):
-        app.connect(HttpServer())
+    site_of(app)
     app.connect(endpoint)
 
 

@@ -75,7 +75,7 @@ def http_option(command: F) -> F:
         metavar="HOST:PORT",
         expose_value=False,
         callback=_set_http_address,
-        help="Serve the app's webhook endpoints there, under /hooks  [default: REFOLD_HTTP]",
+        help="Serve the app's webhooks (/hooks) and Slack mounts (/slack) there  [default: REFOLD_HTTP]",
     )(command)
 
 
