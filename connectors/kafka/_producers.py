@@ -30,13 +30,17 @@ _FLUSH: Final = 5.0
 Waiting = asyncio.Future[ClientMessage]
 
 
+class NotDelivered(KafkaException):
+    """The brokers have refused a record, or have not answered in time. What the client itself refuses is none."""
+
+
 class ProducerClient:
     """An idempotent producer with a thread that waits for its delivery reports."""
 
     def __init__(self, bootstrap: str, config: Mapping[str, Any]) -> None:
         """Begin to connect. Raises KafkaException for settings that librdkafka refuses."""
         self.bootstrap = bootstrap
-        self.is_broken = False  # a fatal error of the idempotent producer: only a new client goes on
+        self._fatal: KafkaError | None = None
         self._lock = threading.Lock()
         self._reports: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, KafkaError | None, Any]]] = {}
         self._closing = threading.Event()
@@ -44,6 +48,11 @@ class ProducerClient:
         self._client = Producer(settings, logger=QuietLog())
         self._thread = threading.Thread(target=self._serve, name="refold-kafka-producer", daemon=True)
         self._thread.start()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the idempotent producer has had a fatal error: only a new client goes on."""
+        return self._fatal is not None
 
     async def send(
         self,
@@ -75,17 +84,24 @@ class ProducerClient:
         self._thread.join(timeout)
 
     def _serve(self) -> None:
-        while not self._closing.is_set():
-            self._client.poll(_POLL)
+        # A broken one is replaced by whoever sends next; it ends when all that it still had has been reported.
+        while not (self._closing.is_set() or (self.is_broken and not len(self._client))):
+            try:
+                self._client.poll(_POLL)
+            except KafkaException as exc:  # the client raises what is fatal here, and calls no callback
+                self._break(exc.args[0])
+
+    def _break(self, error: KafkaError) -> None:
+        log.warning("the producer for %s begins again with a new client: %s", self.bootstrap, error.str())
+        self._fatal = error
+        # What it still holds is sent by nobody any more. Reported now, it goes to the new client without a time-out.
+        with contextlib.suppress(KafkaException):
+            self._client.purge()
 
     # Both run inside `poll` or `flush`: nothing may be raised there.
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.is_broken = True
-            log.warning("the producer for %s begins again with a new client: %s", self.bootstrap, error.str())
-        else:
-            log.debug("producer for %s: %s", self.bootstrap, error)
+        log.debug("producer for %s: %s", self.bootstrap, error)
 
     def _report(self, waiting: Waiting, error: KafkaError | None, message: Any) -> None:
         loop = waiting.get_loop()
@@ -110,7 +126,8 @@ class ProducerClient:
             if error is None:
                 waiting.set_result(message)
             else:
-                waiting.set_exception(KafkaException(error))
+                purged = error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+                waiting.set_exception(NotDelivered(self._fatal or error if purged else error))
 
 
 class _Clients:

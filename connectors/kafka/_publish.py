@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 from refold.connectors.kafka._config import check_producer_config, resolve_bootstrap
 from refold.connectors.kafka._message import TRACE_HEADERS, Message
 from refold.connectors.kafka._produce import BrokerUnreachable
-from refold.connectors.kafka._producers import clients
+from refold.connectors.kafka._producers import NotDelivered, clients
 from refold.core import DefinitionRefused, RefoldError, ValueRefused, step, step_info, workflow_args
 
 ID_HEADER: Final = "refold-id"
@@ -42,6 +42,7 @@ _REFUSALS: Final = frozenset(
     }
 )
 _TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+_ONE_BY_ONE: Final[Mapping[str, Any]] = {"batch.num.messages": 1}
 
 
 class PublishRefused(RefoldError):
@@ -109,11 +110,18 @@ class Sender:
         bootstrap = resolve_bootstrap(f"kafka.Producer({self.name!r})", given)
         id = outgoing.id or step_info().idempotency_key
         headers = [*outgoing.headers, (ID_HEADER, id.encode())]
+        record = (outgoing.topic, outgoing.value_bytes(), outgoing.key_bytes(), headers, outgoing.partition)
         try:
             client = clients.get(self.name, bootstrap, config)
-            done = await client.send(
-                outgoing.topic, outgoing.value_bytes(), outgoing.key_bytes(), headers, outgoing.partition
-            )
+            try:
+                done = await client.send(*record)
+            except NotDelivered as exc:
+                if exc.args[0].code() not in _TOO_LARGE:
+                    raise
+                # What the broker measures is the batch, and all that is in it is refused together.
+                done = await clients.get(
+                    f"{self.name}, one by one", bootstrap, {**config, **_ONE_BY_ONE}
+                ).send(*record)
         except KafkaException as exc:
             error: KafkaError = exc.args[0]
             if error.code() in _REFUSALS:

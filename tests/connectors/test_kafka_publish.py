@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from confluent_kafka import KafkaError
 
 import refold
-from fixtures.brokers import ApacheBroker, Broker, MockBroker
+from fixtures.brokers import ApacheBroker, Broker, MockBroker, NewTopic
 from fixtures.kafka_app import Order, Watched, order, records
+from fixtures.workers import wait_for
 from refold import App
 from refold.connectors import kafka
 from refold.core import Workflow
@@ -235,6 +237,56 @@ def test_a_record_that_no_broker_will_take_is_an_error_in_the_workflow(
     )
     assert large.startswith(f"{KafkaError.MSG_SIZE_TOO_LARGE} Kafka refused a record for topic {topic!r}: ")
     assert large.endswith(advice)
+
+
+def test_records_that_only_together_are_too_large_for_their_topic_are_published(
+    apache_broker: ApacheBroker, app: App
+) -> None:
+    """A broker measures batches, and refuses one as a whole. Only what is too large by itself is refused for good."""
+    topic = f"small-{uuid.uuid4().hex[:10]}"
+    small = NewTopic(topic, 1, 1, config={"max.message.bytes": "5000"})
+    apache_broker.admin.create_topics([small])[topic].result()
+    # Time to gather them in one batch.
+    slow = kafka.Producer(topic, bootstrap_servers=apache_broker.bootstrap, config={"linger.ms": 200})
+
+    @app.workflow
+    async def ship(sizes: list[int]) -> list[str]:
+        done = await asyncio.gather(
+            *(slow.apublish(topic, "x" * size) for size in sizes), return_exceptions=True
+        )
+        return [type(one).__name__ for one in done]
+
+    with app:
+        assert ship.start([1_000] * 8 + [6_000]).result(timeout=60) == ["Published"] * 8 + ["PublishRefused"]
+    assert [len(one.value() or b"") for one in records(apache_broker, topic, 8)] == [1_000] * 8
+
+
+def test_after_a_fatal_error_a_new_client_goes_on_and_the_old_one_ends(
+    mock_broker: MockBroker, app: App
+) -> None:
+    """The client tells of it by an exception where it is polled, and reports nothing of what it holds."""
+    topic = mock_broker.create_topic()
+    shop = kafka.Producer(f"fatal-{topic}", bootstrap_servers=mock_broker.bootstrap)
+
+    @app.workflow
+    def ship() -> str:
+        try:
+            return shop.publish(topic, 1).id
+        except kafka.PublishRefused as refused:
+            return refused.reason
+
+    before = _producer_threads()
+    mock_broker.refuse(mock_broker.INIT_PRODUCER_ID, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+    with app:
+        refused = ship.start().result(timeout=60)
+        assert ship.options(id="ship-2").start().result(timeout=60) == "ship-2/0"
+    assert "Cluster authorization failed" in refused
+    assert records(mock_broker, topic, 1)[0].value() == b"1"
+    wait_for(lambda: len(_producer_threads() - before) == 1, "the end of the broken client")
+
+
+def _producer_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "refold-kafka-producer"}
 
 
 def test_a_value_that_is_no_json_is_refused_where_it_is_published() -> None:
