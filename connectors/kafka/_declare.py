@@ -1,5 +1,7 @@
 """`@kafka.consumer` and `@kafka.signal`: what stands above a workflow, checked where it stands."""
 
+import contextlib
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeVar, cast, get_args
@@ -61,12 +63,8 @@ def consumer(
     _check_bounds(where, batch_size, max_in_flight)
     if ordering not in _ORDERINGS:
         raise DefinitionRefused(where, f"ordering={ordering!r}", 'Use "none", "partition" or "key".')
-    if dead_letter is not None and (not dead_letter or dead_letter in topics):
-        raise DefinitionRefused(
-            where, f"dead_letter={dead_letter!r}", "Give a topic that it does not read itself."
-        )
-    if dedup == "":
-        raise DefinitionRefused(where, "dedup=''", 'Name a header, like "refold-id".')
+    _check_letters(where, topics, dead_letter)
+    _check_dedup(where, dedup)
     check_config(where, settings := dict(config or {}))
 
     def decorate(workflow: W) -> W:
@@ -126,6 +124,8 @@ def signal(
     _check_topics(where, topics)
     _check_start(where, start)
     _check_bounds(where, batch_size, max_in_flight)
+    _check_letters(where, topics, dead_letter)
+    _check_dedup(where, dedup)
     check_config(where, settings := dict(config or {}))
 
     def decorate(workflow: W) -> W:
@@ -196,6 +196,29 @@ def _check_topics(where: str, topics: tuple[str, ...]) -> None:
             "no topic is named",
             'Write @kafka.consumer("orders"), or several names, or a pattern: "^orders[.].*".',
         )
+
+
+def _check_letters(where: str, topics: tuple[str, ...], dead_letter: str | None) -> None:
+    if dead_letter is not None and (not dead_letter or any(_reads(topic, dead_letter) for topic in topics)):
+        raise DefinitionRefused(
+            where,
+            f"dead_letter={dead_letter!r}",
+            "Give a topic that it does not read itself, also not by a pattern: a letter would come back for ever.",
+        )
+
+
+def _reads(topic: str, name: str) -> bool:
+    if not topic.startswith("^"):
+        return topic == name
+    # The client has regular expressions of its own. Of a pattern that only it understands nothing is known here.
+    with contextlib.suppress(re.error):
+        return re.search(topic, name) is not None
+    return False
+
+
+def _check_dedup(where: str, dedup: str | None) -> None:
+    if dedup == "":
+        raise DefinitionRefused(where, "dedup=''", 'Name a header, like "refold-id".')
 
 
 def _check_start(where: str, start: object) -> None:

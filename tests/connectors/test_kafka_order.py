@@ -3,6 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -261,9 +262,27 @@ def test_an_unknown_ordering_is_refused(ordering: Any) -> None:
         kafka.consumer("t", ordering=ordering)
 
 
-def test_dead_letters_do_not_go_where_they_come_from() -> None:
+def _to_nobody(_: kafka.Message[Any]) -> None:
+    return None
+
+
+@pytest.mark.parametrize("topics", [("t",), ("u", "t"), ("^t",), ("^(t|u)$",), ("u", "^[a-t].*")])
+def test_dead_letters_do_not_go_where_they_come_from(topics: tuple[str, ...]) -> None:
+    """One that came back would fail again, and make another one, for ever."""
     with pytest.raises(refold.DefinitionRefused, match="Give a topic that it does not read itself"):
-        kafka.consumer("t", dead_letter="t")
+        kafka.consumer(*topics, dead_letter="t")
+    with pytest.raises(refold.DefinitionRefused, match="Give a topic that it does not read itself"):
+        kafka.signal(*topics, to=_to_nobody, topic="x", dead_letter="t")
+
+
+def test_dead_letters_may_go_beside_what_is_read_by_a_pattern() -> None:
+    kafka.consumer("^t[.]", "^(?!", dead_letter="t")
+
+
+@pytest.mark.parametrize("declare", [kafka.consumer, partial(kafka.signal, to=_to_nobody, topic="x")])
+def test_a_header_without_a_name_is_refused(declare: Any) -> None:
+    with pytest.raises(refold.DefinitionRefused, match='Name a header, like "refold-id"'):
+        declare("t", dedup="")
 
 
 def test_statuses_tell_who_waits_for_whom(dev_broker: Broker, database_url: str) -> None:
