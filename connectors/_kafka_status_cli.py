@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from refold.connectors._kafka_address_cli import BOOTSTRAP, find_dev_address
-from refold.core import App, SourcePosition
+from refold.core import App, ParkedWorkflow, SourcePosition
 from refold.core.cli import (
     clock,
     common,
@@ -24,7 +24,7 @@ from refold.core.cli import (
 )
 
 if TYPE_CHECKING:
-    from refold.connectors.kafka import ConsumerPosition
+    from refold.connectors.kafka import ConsumerPosition, Place
 
 _TIMEOUT: Final = 5.0
 _MOST: Final = 100_000
@@ -80,8 +80,8 @@ def status_command(
             and consumer in (None, described.consumer)
         ]
         names = {described.consumer for described, _ in positions}
-        runnable = {name: _by_place(log.runnable(name, limit=_MOST)) for name in names}
-        parked = {name: _by_place(_parked_ids(log, name)) for name in names}
+        runnable = {name: _count(map(kafka.place_of, log.runnable(name, limit=_MOST))) for name in names}
+        parked = {name: _count(map(kafka.place_of_parked, _parked(log, name))) for name in names}
     ends: dict[tuple[str, str, int], int] = {}
     complaints: set[str] = set()
     for name in sorted(names):
@@ -147,21 +147,18 @@ def _row(
     )
 
 
-def _by_place(ids: list[str]) -> Counter[tuple[str, str, int]]:
-    from refold.connectors.kafka import place_of
-
-    places = (place_of(id) for id in ids)
+def _count(places: "Iterable[Place | None]") -> Counter[tuple[str, str, int]]:
     return Counter((place.cluster, place.topic, place.partition) for place in places if place is not None)
 
 
-def _parked_ids(log: App, consumer: str) -> list[str]:
+def _parked(log: App, consumer: str) -> list[ParkedWorkflow]:
     from refold.connectors.kafka import source_prefix
 
-    found: list[str] = []
-    after = None
-    while len(found) < _MOST and (page := log.parked(source_prefix(consumer), limit=1000, after=after)):
-        found += [parked.id for parked in page]
-        after = page[-1]
+    found: list[ParkedWorkflow] = []
+    while len(found) < _MOST and (
+        page := log.parked(source_prefix(consumer), limit=1000, after=found[-1] if found else None)
+    ):
+        found += page
     return found
 
 

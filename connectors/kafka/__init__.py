@@ -19,6 +19,7 @@ from refold.connectors.kafka._consumer import (
     describe_parked,
     describe_position,
     partition_ends,
+    place_of_parked,
 )
 from refold.connectors.kafka._declare import consumer, signal
 from refold.connectors.kafka._identity import Place, is_order_of, place_of, source_prefix, workflow_id
@@ -62,6 +63,7 @@ __all__ = [
     "message_id",
     "partition_ends",
     "place_of",
+    "place_of_parked",
     "produce",
     "publish",
     "signal",

@@ -13,7 +13,13 @@ from confluent_kafka import KafkaException
 from refold.connectors.kafka._broker import Lookup, SaidOnce, check_client
 from refold.connectors.kafka._config import admin_config, consumer_config, resolve_bootstrap
 from refold.connectors.kafka._dead_letters import DeadLetters
-from refold.connectors.kafka._identity import Place, place_of, shown_key, source_prefix
+from refold.connectors.kafka._identity import (
+    Place,
+    place_in_order,
+    place_of,
+    shown_key,
+    source_prefix,
+)
 from refold.connectors.kafka._position import decode_position
 from refold.connectors.kafka._produce import BrokerUnreachable
 from refold.connectors.kafka._reader import Reader
@@ -233,9 +239,14 @@ class ParkedRecord(msgspec.Struct, frozen=True):
     parked_at: int
 
 
+def place_of_parked(parked: ParkedWorkflow) -> Place | None:
+    """Return where a parked record is: its ID says so, or its order where its ID is a header's. None: nothing does."""
+    return place_of(parked.id) or place_in_order(parked.order_key, parked.order_no)
+
+
 def describe_parked(parked: ParkedWorkflow) -> ParkedRecord:
     """Return what is known of a parked record."""
-    place = place_of(parked.id) or Place(parked.label, "", "", 0, parked.order_no)
+    place = place_of_parked(parked) or Place(parked.label, "", "", 0, parked.order_no)
     error = parked.error
     return ParkedRecord(
         workflow=parked.id,

@@ -94,6 +94,15 @@ def place_of(id: str) -> Place | None:
     return Place(consumer, cluster, topic, int(parts[5]), int(parts[6]))
 
 
+def place_in_order(order: str, no: int) -> Place | None:
+    """Return the place of the record that is number `no` of an order; None where the order is of one record alone."""
+    parts = order.split(":")
+    if len(parts) not in (6, 7) or parts[0] != "kafka" or not parts[5].isdigit():
+        return None
+    consumer, cluster, topic = (unquote(part) for part in parts[1:4])
+    return Place(consumer, cluster, topic, int(parts[5]), no)
+
+
 def shown_key(order: str) -> str | None:
     """Return the record key in an order's key, for people; None when the order is not that of one."""
     _, found, key = order.rpartition(":=")

@@ -130,6 +130,24 @@ def test_the_status_of_each_partition_has_lag_and_work_in_flight(desk: Terminal,
     assert desk.type("kafka", "status", "--consumer", "other").out == "no positions of other\n"
 
 
+def test_a_parked_record_is_shown_where_it_is_though_its_id_is_a_header_s(
+    desk: Terminal, database_url: str, dev_broker: Broker
+) -> None:
+    broken.clear()
+    broken.add("a1")
+    topic = dev_broker.create_topic()
+    for n in range(3):
+        dev_broker.produce(topic, order(f"a{n}"), key="a", headers=[("refold-id", f"id-{n}")])
+    with Watched(
+        database_url, dev_broker, topic, workflow=_charging, ordering="key", dedup="refold-id"
+    ) as shop:
+        shop.wait(lambda: [one.waiting for one in shop.app.parked()] == [1], "the parked record")
+        [row] = desk.type("kafka", "parked", "--json").json
+        assert (row["topic"], row["partition"], row["offset"], row["key"]) == (topic, 0, 1, "a")
+        [status] = desk.type("kafka", "status", "--json").json
+        assert (status["topic"], status["parked"]) == (topic, 1)
+
+
 def test_without_a_broker_the_status_is_shown_without_the_lag(desk: Terminal, shop: Watched) -> None:
     del desk.environment["REFOLD_KAFKA_BOOTSTRAP"]
     said = desk.type("kafka", "status", "--json")
