@@ -44,6 +44,7 @@ from refold.eventlog._log import (
     NewEvent,
     NewWorkflow,
     PositionMove,
+    is_about_a_row,
 )
 from refold.eventlog._log import Lane as LogLane
 from refold.eventlog._read import SourcePosition
@@ -257,7 +258,7 @@ class Lane:
                 raise PositionMoved([move.expected.source for move in moves]) from error
             raise
         except psycopg.Error as error:
-            if (error.sqlstate or "")[:2] in ("22", "23", "54"):
+            if is_about_a_row(error):
                 return await self._hand_over_without_culprit(worker, moves, error)
             raise
         worker.handed_over(log_time, rows.owned, existing)

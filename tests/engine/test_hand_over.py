@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 
 from fixtures.workers import Log
@@ -119,6 +120,24 @@ def test_who_slept_through_a_change_of_generation_moves_no_position_back(
     assert feed.read("s")[0].position == b"3"
     assert not log.events("source:s/0")
     assert not log.rows("select workflow_id from refold.workflows where workflow_id = 'b'")
+
+
+def test_a_full_queue_of_notifications_is_no_message_s_fault(feed: Feed, log: Log) -> None:
+    """It is an error of the same class as a row that is too large, and passes when somebody listens again."""
+    log.rows(
+        "create function full_queue() returns trigger language plpgsql as"
+        " $$ begin raise exception 'too many notifications in the NOTIFY queue' using errcode = '54000'; end $$"
+    )
+    log.rows(
+        "create trigger full_queue before insert on refold.positions for each row execute function full_queue()"
+    )
+    [at] = feed.read("s")
+    move = feed.move(at, 1, "a", "b")
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+        feed.hand_over(move)
+    assert [start.failure for start in move.starts] == [None, None]
+    log.rows("drop trigger full_queue on refold.positions")
+    assert feed.hand_over(move).started == 2
 
 
 def test_a_message_too_deep_for_a_rebuild_to_read_is_a_visible_failure_and_holds_nobody_up(
