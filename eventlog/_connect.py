@@ -26,7 +26,11 @@ _DEFAULTS: Final = {
 }
 
 # Errors after which the same statement may be sent again on a new connection.
-LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+LOST: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 # A pooler between us and Postgres (PgBouncer) answers with a process number of its own making. Then nothing that
 # belongs to a session can be relied on: no LISTEN, no advisory lock of the session, no prepared statement.
@@ -171,5 +175,5 @@ def is_lost(error: Exception, connection: AsyncConnection | None) -> bool:
         return True
     if connection is None or connection.closed or connection.broken:
         return True
-    # 57P0x: the server ends the session (shutdown, crash of a neighbour, pg_terminate_backend).
-    return (getattr(error, "sqlstate", None) or "").startswith(("08", "57P"))
+    # 57P0x: the server ends the session (shutdown, crash of a neighbour, pg_terminate_backend). 25P03: it stood idle.
+    return (getattr(error, "sqlstate", None) or "").startswith(("08", "57P", "25P03"))

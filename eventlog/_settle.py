@@ -39,6 +39,8 @@ _MAIL: Final[LiteralString] = "select body from refold.inbox where workflow_id =
 _MOVE_UP: Final[LiteralString] = "select refold.move_up(%s)"
 _MARK_BEHIND: Final[LiteralString] = "select refold.mark_behind(%s)"
 _NOW: Final[LiteralString] = "select refold.log_now()"
+# Who is stopped (Ctrl-Z) between two of these statements holds a key, and whoever hands over records of it waits.
+_LIMIT: Final[LiteralString] = "select set_config('idle_in_transaction_session_timeout', '3s', true)"
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ async def settle(connection: AsyncConnection, ids: Sequence[str], decide: Decide
     while True:
         try:
             async with connection.transaction():
+                await connection.execute(_LIMIT)
                 found = {held.workflow_id: held for held in [*await _lock(connection, ids)]}
                 row = await (await connection.execute(_NOW, binary=True)).fetchone()
                 assert row is not None

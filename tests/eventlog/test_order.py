@@ -1,7 +1,8 @@
 """Of one key one runs at a time, in order, and nobody is forgotten: not by a race, a person's decision or a rebuild."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +22,9 @@ from fixtures.lanes import (
 )
 from fixtures.orders import Shop, ordered
 from fixtures.workers import Log, wait_for
+from refold.eventlog._connect import Line
 from refold.eventlog._log import BEHIND, TAKEN, Append, HeadChange
+from refold.eventlog._settle import Held, settle
 
 Session = Callable[[], psycopg.Connection[Any]]
 
@@ -345,12 +348,40 @@ def test_a_person_s_decision_meets_the_end_of_the_one_before(
     assert orders.claim() == ["c"]
 
 
+def test_a_person_who_is_stopped_while_deciding_holds_up_nobody_for_long(
+    orders: Shop, pool: ThreadPoolExecutor, database_url: str
+) -> None:
+    """A frozen process keeps its locks, and hand-overs of that key wait for them, with all other keys in them."""
+    orders.start(ordered("bad", "k", 1, poison=True))
+    frozen, asked = threading.Event(), []
+
+    def decide(now: int, found: Mapping[str, Held]) -> Sequence[Append]:
+        asked.append(found["bad"].status)
+        assert frozen.wait(60)
+        return []
+
+    async def main() -> None:
+        line = Line(database_url)
+        try:
+            await line.run(lambda connection: settle(connection, ["bad"], decide))
+        finally:
+            await line.drop()
+
+    deciding = pool.submit(asyncio.run, main())
+    try:
+        wait_for(lambda: bool(asked), "it has locked the head")
+        pool.submit(lambda: orders.start(ordered("b", "k", 2))).result(30)
+        assert not deciding.done()
+    finally:
+        frozen.set()
+    deciding.result(30)
+    assert asked == ["parked", "parked"], "it began again"
+
+
 def test_hand_overs_ends_and_decisions_at_once_never_lock_each_other_out(
     orders: Shop, make_worker: MakeWorker, log: Log, database_url: str
 ) -> None:
     """Every thread finishes; no deadlock was found by Postgres; and in the end everything has run, in order."""
-    import asyncio
-
     before = log.one("select deadlocks from pg_stat_database where datname = current_database()")
     keys, rounds = [f"k{n}" for n in range(12)], 15
     errors: list[BaseException] = []
