@@ -35,9 +35,8 @@ _LOCK: Final[LiteralString] = """
        for update
 """
 _MAIL: Final[LiteralString] = "select body from refold.inbox where workflow_id = %s and type = 'WatcherAdded'"
-# The next of a key from which the first has gone; and which of those behind wait for a parked one.
+# The next of a key from which the first has gone.
 _MOVE_UP: Final[LiteralString] = "select refold.move_up(%s)"
-_MARK_BEHIND: Final[LiteralString] = "select refold.mark_behind(%s)"
 _NOW: Final[LiteralString] = "select refold.log_now()"
 # Who is stopped (Ctrl-Z) between two of these statements holds a key, and whoever hands over records of it waits.
 _LIMIT: Final[LiteralString] = "select set_config('idle_in_transaction_session_timeout', '3s', true)"
@@ -85,8 +84,8 @@ async def settle(connection: AsyncConnection, ids: Sequence[str], decide: Decide
                 if appends:
                     await write_in(connection, appends)
                     keys = {held.order_key for held in found.values() if held.order_key is not None}
-                    for statement in (_MOVE_UP, _MARK_BEHIND) if keys else ():
-                        await connection.execute(statement, (Texts(sorted(keys)),))
+                    if keys:
+                        await connection.execute(_MOVE_UP, (Texts(sorted(keys)),))
                 return
         except psycopg.Error as error:
             if not is_transient(error):

@@ -71,7 +71,7 @@ create table if not exists refold.workflows (
     alone        boolean not null default false, -- claimed so now
     -- Of an order: workflows of one key run one after the other. At most one of those that are open is the first; all
     -- others are behind it, are never due and never claimed, whatever comes for them. They are `pending`, or `waiting`
-    -- where one before them is parked.
+    -- once they were parked themselves, or one before them was.
     order_key    text collate "C",
     order_no     bigint,
     behind       boolean not null default false,
@@ -250,18 +250,19 @@ begin
     end if;
 end $$;
 
--- Says of those that are behind in these keys whether they are held up by a parked one.
-create or replace function refold.mark_behind(f_keys text[]) returns void language plpgsql as $$
+-- Says of those that are behind a parked one in these keys that they wait. It stays so when that one is settled: to let a
+-- hundred thousand go on is to change one head, and as they don't count as runnable they stop no source, until each is the
+-- first of its key.
+create or replace function refold.hold_up(f_keys text[]) returns void language plpgsql as $$
 begin
-    update refold.workflows w set status = b.status
-      from (select n.workflow_id, case when exists (
+    update refold.workflows w set status = 'waiting'
+      from (select n.workflow_id from refold.workflows n
+             where n.order_key = any(f_keys) and n.order_key is not null and n.behind and n.status = 'pending'
+               and exists (
                        select from refold.workflows p
                         where p.order_key = n.order_key and p.order_key is not null and p.status = 'parked'
-                          and (not p.behind or (p.order_no, p.workflow_id) < (n.order_no, n.workflow_id)))
-                   then 'waiting' else 'pending' end as status
-              from refold.workflows n
-             where n.order_key = any(f_keys) and n.order_key is not null and n.behind and n.status <> 'parked') b
-     where w.workflow_id = b.workflow_id and w.status <> b.status;
+                          and (not p.behind or (p.order_no, p.workflow_id) < (n.order_no, n.workflow_id)))) b
+     where w.workflow_id = b.workflow_id;
 end $$;
 
 -- One flush: the appends of many workflows, their heads, starts, messages and positions, in the one transaction
@@ -370,7 +371,8 @@ begin
     if h_id is not null then
         with changed as (
             update refold.workflows w
-               set status = h.status, owner = h.owner, due_at = case when not w.behind then h.due end,
+               set status = case when w.behind and h.status = 'pending' then 'waiting' else h.status end,
+                   owner = h.owner, due_at = case when not w.behind then h.due end,
                    finished_at = h.finished, behind = w.behind and h.finished is null, fingerprint = h.fingerprint,
                    alone = w.alone and h.owner is not null, suspicion = 0, alone_deaths = 0
               from unnest(h_id, h_status, h_owner, h_due, h_finished, h_fingerprint, h_takes_next)
@@ -381,7 +383,7 @@ begin
         )
         select array_agg(c.order_key) filter (where c.finished_at is not null),
                array_agg(c.name) filter (where c.finished_at is not null),
-               array_agg(c.order_key) filter (where c.status in ('parked', 'cancelled'))
+               array_agg(c.order_key) filter (where c.status = 'parked')
           into ended, names, parked
           from changed c where c.order_key is not null;
         -- Statements of their own: they see whom others have put behind these since this flush began.
@@ -389,7 +391,7 @@ begin
             existing := existing || refold.move_up(ended, names, f_worker);
         end if;
         if parked is not null then
-            perform refold.mark_behind(parked);
+            perform refold.hold_up(parked);
         end if;
     end if;
     if e_id is not null then

@@ -27,13 +27,16 @@ class Line:
 
     open: dict[str, str] = field(default_factory=dict)
     started: int = 0
+    waited: set[str] = field(default_factory=set)  # parked once, or behind a parked one: till their turn
 
     def statuses(self) -> dict[str, str]:
-        """Return what their heads should say."""
+        """Return what their heads should say; to be asked after each step."""
         held_up, said = False, {}
         for place, (id, status) in enumerate(self.open.items()):
             held_up = held_up or status == "parked"
-            said[id] = "waiting" if held_up and status != "parked" and place > 0 else status
+            if held_up and place > 0:
+                self.waited.add(id)
+            said[id] = "waiting" if id in self.waited and status != "parked" and place > 0 else status
         return said
 
 
@@ -118,6 +121,7 @@ class Orders(RuleBasedStateMachine):
         key, id = data.draw(st.sampled_from(self._all("parked")))
         assert self.orders.retry(id) is True
         self.lines[key].open[id] = "pending"
+        self.lines[key].waited.add(id)
 
     @precondition(lambda self: self._all("parked"))
     @rule(data=st.data())
@@ -141,6 +145,8 @@ class Orders(RuleBasedStateMachine):
         self.orders.begin_again()
         for key, id in self._all("running"):
             self.lines[key].open[id] = "pending"
+        for line in self.lines.values():
+            line.waited.clear()
 
     @invariant()
     def heads_say_what_the_model_says(self) -> None:
