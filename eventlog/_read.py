@@ -164,18 +164,27 @@ _RUNNABLE_IDS: Final[LiteralString] = """
     select workflow_id from refold.workflows where source = %s and status in ('pending', 'running') limit %s
 """
 
-# Those of an order that were set aside, in order, after one; each with the last event that parked it.
+# Those of an order that were set aside, in order, after one; each with the last event that parked it. How many are
+# behind it is counted from one of a page to the next, and added up: else each of a thousand would count all to the end.
 _PARKED: Final[LiteralString] = """
-    select w.workflow_id, w.name, coalesce(w.source, ''), w.order_key, w.order_no, p.seq, p.at, p.body, b.waiting
-      from refold.workflows w, lateral (
+    with page as (
+        select w.*, lead(w.order_no) over line as next_no, lead(w.workflow_id) over line as next_id
+          from (select workflow_id, name, source, order_key, order_no from refold.workflows
+                 where order_key is not null and status = 'parked' and order_key >= %s and order_key < %s
+                   and (order_key, order_no, workflow_id) > (%s, %s, %s)
+                 order by order_key, order_no, workflow_id limit %s) w
+        window line as (partition by w.order_key order by w.order_no, w.workflow_id)
+    )
+    select w.workflow_id, w.name, coalesce(w.source, ''), w.order_key, w.order_no, p.seq, p.at, p.body,
+           (sum(b.waiting) over (partition by w.order_key order by w.order_no desc, w.workflow_id desc))::bigint
+      from page w, lateral (
            select e.seq, e.at, e.body from refold.events e
             where e.workflow_id = w.workflow_id and e.type = 'Parked' order by e.seq desc limit 1) p, lateral (
            select count(*) as waiting from refold.workflows n
             where n.order_key = w.order_key and n.order_key is not null and n.behind
-              and (n.order_no, n.workflow_id) > (w.order_no, w.workflow_id)) b
-     where w.order_key is not null and w.status = 'parked' and w.order_key >= %s and w.order_key < %s
-       and (w.order_key, w.order_no, w.workflow_id) > (%s, %s, %s)
-     order by w.order_key, w.order_no, w.workflow_id limit %s
+              and (n.order_no, n.workflow_id) > (w.order_no, w.workflow_id)
+              and (n.order_no, n.workflow_id) <= (coalesce(w.next_no, 9223372036854775807), coalesce(w.next_id, ''))) b
+     order by w.order_key, w.order_no, w.workflow_id
 """
 
 _DELETE: Final[LiteralString] = """
