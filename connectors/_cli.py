@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from refold.connectors._kafka_address_cli import ADDRESS_FILE, BOOTSTRAP, find_dev_address
 from refold.connectors._kafka_parked_cli import parked_command, retry_command, skip_command
 from refold.connectors._kafka_status_cli import status_command
-from refold.core import App, ConnectorPlugin
+from refold.core import App, ConnectorPlugin, SourceFact
 from refold.core.cli import (
     Unreachable,
     Wrong,
@@ -34,6 +34,7 @@ from refold.core.cli import (
 
 if TYPE_CHECKING:
     from refold.connectors._devbroker import DevBroker
+    from refold.connectors.kafka import ConsumerPosition
 
 
 @click.group("kafka", short_help="lag, positions and parked records; produce records")
@@ -50,18 +51,26 @@ def kafka() -> None:
 @database_option
 @common
 def positions_command(consumer: str | None, database_url: str | None, as_json: bool) -> None:
-    """Show how far every consumer has handed over every partition. This is what counts; Kafka's offsets are a hint."""
+    """Show how far every consumer has handed over every partition. This is what counts; Kafka's offsets are a hint.
+
+    Below that is what has happened to the partitions lately: records that were lost before they could be read, and
+    messages that were dropped because their workflow had ended.
+    """
     from refold.connectors import kafka as connector
 
     with open_log(database_url) as log:
         found = log.positions("kafka:")
+        facts = log.source_facts("kafka:" if consumer is None else connector.source_prefix(consumer))
     rows = []
+    by_source = {}
     for position in found:
         described = connector.describe_position(position)
         if described is not None and consumer in (None, described.consumer):
-            rows.append((described, datetime.fromtimestamp(position.at / 1e6, UTC)))
+            rows.append((described, _moment(position.at)))
+            by_source[position.source] = described
+    told = [(by_source[fact.source], fact) for fact in facts if fact.source in by_source]
     if as_json:
-        print_json([{**msgspec.to_builtins(row), "handed_over_at": stamp(at)} for row, at in rows])
+        print_json([_position_fields(row, at, [fact for of, fact in told if of is row]) for row, at in rows])
         return
     if not rows:
         click.echo("no positions" + (f" of {consumer}" if consumer else " yet"))
@@ -73,6 +82,28 @@ def positions_command(consumer: str | None, database_url: str | None, as_json: b
             for row, at in rows
         ),
     )
+    if told:
+        click.echo()
+        print_table(
+            ("AT", "CONSUMER", "TOPIC", "PARTITION", "WHAT HAPPENED"),
+            (
+                (clock(_moment(fact.at)), of.consumer, of.topic, str(of.partition), fact.text)
+                for of, fact in told
+            ),
+            flexible=4,
+        )
+
+
+def _position_fields(row: "ConsumerPosition", at: datetime, facts: Iterable[SourceFact]) -> dict[str, Any]:
+    return {
+        **msgspec.to_builtins(row),
+        "handed_over_at": stamp(at),
+        "facts": [{"at": stamp(_moment(one.at)), "kind": one.kind, "text": one.text} for one in facts],
+    }
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1e6, UTC)
 
 
 @kafka.command(

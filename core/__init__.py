@@ -51,6 +51,7 @@ from refold.eventlog import (
     PositionMoved,
     Recorded,
     RecordedError,
+    SourceFact,
     SourcePosition,
     WorkflowStarted,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "RecordedError",
     "RefoldError",
     "Send",
+    "SourceFact",
     "SourcePosition",
     "SourceReport",
     "Start",

@@ -29,7 +29,7 @@ from refold.core._source import Accepted, Cancel, HandedOver, Lane, Move, Send, 
 from refold.core._worker import CAPACITY, SHUTDOWN_GRACE, Observer, Worker
 from refold.eventlog import DatabaseUnreachable, EmbeddedServer, check, embedded_postgres
 from refold.eventlog._events import Recorded
-from refold.eventlog._read import ParkedWorkflow, SourcePosition
+from refold.eventlog._read import ParkedWorkflow, SourceFact, SourcePosition
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -683,6 +683,21 @@ class App:
 
     async def _positions(self, prefix: str) -> builtins.list[SourcePosition]:
         return [*await self._client_now().positions(prefix)]
+
+    def source_facts(self, prefix: str = "", *, limit: int = 100) -> builtins.list[SourceFact]:
+        """Return what happened to the sources whose name begins with `prefix`, newest first: gaps, dropped messages.
+
+        That is what their streams say, which reach back some 10,000 hand-overs of a source.
+        """
+        call = self._source_facts(prefix, limit)
+        return self._call(call, "app.source_facts(...)", "await app.asource_facts(...)")
+
+    async def asource_facts(self, prefix: str = "", *, limit: int = 100) -> builtins.list[SourceFact]:
+        """Do what `source_facts` does, from async code."""
+        return await self._acall(self._source_facts(prefix, limit))
+
+    async def _source_facts(self, prefix: str, limit: int) -> builtins.list[SourceFact]:
+        return [*await self._client_now().source_facts(prefix, limit)]
 
 
 def _ticket(

@@ -31,7 +31,16 @@ from refold.core._errors import (
 )
 from refold.core._ids import check_id, new_id
 from refold.core._operator import NoSuchWorkflow
-from refold.core._source import DELETE_STREAM, HandedOver, Lane, Move, Rows, outgrown, rows_of
+from refold.core._source import (
+    DELETE_STREAM,
+    HandedOver,
+    Lane,
+    Move,
+    Rows,
+    find_ended,
+    outgrown,
+    rows_of,
+)
 from refold.core._worker import Worker
 from refold.eventlog._connect import AsyncConnection, Line
 from refold.eventlog._errors import AppendRefused, PositionMoved
@@ -45,7 +54,7 @@ from refold.eventlog._events import (
 )
 from refold.eventlog._listen import Listener
 from refold.eventlog._log import Append, Message, NewWorkflow, is_about_a_row, write_unfenced
-from refold.eventlog._read import Head, ParkedWorkflow, Reader, SourcePosition
+from refold.eventlog._read import Head, ParkedWorkflow, Reader, SourceFact, SourcePosition
 
 T = TypeVar("T")
 
@@ -268,7 +277,7 @@ class Client:
             if self._lane is None:
                 self._lane = Lane("hand-over", lambda: worker, None)
             return await self._lane.hand_over_here(list(moves))
-        rows = rows_of(moves, await self._now(), None, 0)
+        rows = rows_of(moves, await self._now(), None, 0, await find_ended(self.reader, moves))
 
         async def once(connection: AsyncConnection) -> tuple[int, set[str]]:
             return await write_unfenced(connection, rows.appends)
@@ -361,6 +370,10 @@ class Client:
     async def positions(self, prefix: str) -> Sequence[SourcePosition]:
         """Return how far sources were handed over."""
         return await self.reader.all_positions(prefix)
+
+    async def source_facts(self, prefix: str, limit: int) -> Sequence[SourceFact]:
+        """Return what the streams of sources say beside their positions, newest first."""
+        return await self.reader.source_facts(prefix, limit)
 
     # Waiting.
 

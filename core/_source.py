@@ -7,7 +7,7 @@ and how far it has read: *hand over these starts and this new position, if the p
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar
 from urllib.parse import quote
 
@@ -47,7 +47,7 @@ from refold.eventlog._log import (
     is_about_a_row,
 )
 from refold.eventlog._log import Lane as LogLane
-from refold.eventlog._read import SourcePosition
+from refold.eventlog._read import Reader, SourcePosition
 
 if TYPE_CHECKING:
     from refold.core._worker import Worker
@@ -58,6 +58,7 @@ T = TypeVar("T")
 # A position's stream grows by one event a poll. When it is this long the next generation opens with the position,
 # and the old one is deleted whole.
 GENERATION: Final = 10_000
+_NAMED: Final = 20  # dropped messages that a note names
 
 
 def join_id(*parts: str) -> str:
@@ -147,7 +148,7 @@ class Move(msgspec.Struct):
 
     `label` is the consumer's name, which `list` shows and in-flight counts go by; `gap` says what was lost before
     it could be read; `sends` and `cancels` go to workflows that run, `notes` into the source's own stream. All of it
-    happens in one transaction, or nothing.
+    happens in one transaction, or nothing. A send to a workflow that has ended is dropped; a note of ours says so.
     """
 
     expected: SourcePosition
@@ -250,7 +251,8 @@ class Lane:
                 await self._lane.close()
             self._lane = LogLane(worker.url, worker.id, self.name)
             await self._lane.register()
-        rows = rows_of(moves, worker.clock.now(), worker.id, worker.room)
+        ended = await find_ended(worker.reader, moves)
+        rows = rows_of(moves, worker.clock.now(), worker.id, worker.room, ended)
         try:
             log_time, existing = await self._lane.transact(rows.appends)
         except errors.UniqueViolation as error:
@@ -295,23 +297,45 @@ class Rows(msgspec.Struct):
     positions: dict[str, SourcePosition]
     owned: list[tuple[Start, NewWorkflow, WorkflowStarted]]  # by this process's worker, if they are new
     starts: int
+    dropped: list[tuple[str, Note]]  # label, and what its source's stream says of messages that nobody gets
 
     def done(self, existing: set[str], moves: Sequence[Move]) -> HandedOver:
         duplicates = sum(not each.startswith((UNKNOWN, MAILED, BEHIND)) for each in existing)
         if duplicates:
             log.info("%s of %s starts of %s were there already", duplicates, self.starts, moves[0].label)
+        for label, note in self.dropped:
+            log.warning("%s: %s", label, note.text)
         return HandedOver(self.positions, self.starts - duplicates, duplicates)
 
 
-def rows_of(moves: Sequence[Move], at: int, worker: str | None, room: int) -> Rows:
-    """Return the rows that hand `moves` over; `worker` has `room` for that many of their workflows."""
-    rows = Rows([], {}, [], 0)
+async def find_ended(reader: Reader, moves: Sequence[Move]) -> set[str]:
+    """Return those workflows that messages of `moves` are for and that have ended.
+
+    One that ends between this look and the transaction takes the message with it unread, as it does with what came
+    a moment before its end.
+    """
+    targets = {send.to for move in moves for send in move.sends}
+    heads = await reader.heads(sorted(targets)) if targets else {}
+    return {head.workflow_id for head in heads.values() if head.ended}
+
+
+def rows_of(
+    moves: Sequence[Move], at: int, worker: str | None, room: int, ended: Collection[str] = ()
+) -> Rows:
+    """Return the rows that hand `moves` over; `worker` has `room` for that many of their workflows.
+
+    What is sent to workflows that have `ended` is left out, and the sources' streams say so.
+    """
+    rows = Rows([], {}, [], 0, [])
     seen: set[str] = set()
     for move in moves:
-        moved, position = _advance(move, at)
+        dropped = _note_dropped([send for send in move.sends if send.to in ended])
+        rows.dropped += [(move.label, note) for note in dropped]
+        moved, position = _advance(move, [*move.notes, *dropped], at)
         rows.positions[position.source] = position
         rows.appends += moved
-        messages: list[Send | Cancel] = [*move.sends, *move.cancels]
+        sends = [send for send in move.sends if send.to not in ended]
+        messages: list[Send | Cancel] = [*sends, *move.cancels]
         moved[0].messages += [message_of(message) for message in messages]
         for start in move.starts:
             if start.id in seen:
@@ -324,6 +348,17 @@ def rows_of(moves: Sequence[Move], at: int, worker: str | None, room: int) -> Ro
                 rows.owned.append((start, new, event))
     rows.starts = len(seen)
     return rows
+
+
+def _note_dropped(sends: Sequence[Send]) -> list[Note]:
+    """Return one note of all of them: each is an event of the source's stream, which is to stay short."""
+    if not sends:
+        return []
+    named = ", ".join(f"{send.id} for {send.to}" for send in sends[:_NAMED])
+    more = f", and {len(sends) - _NAMED} more" if len(sends) > _NAMED else ""
+    text = f"{len(sends)} message{'' if len(sends) == 1 else 's'} dropped, for workflows that have ended: {named}{more}"
+    data = {"count": len(sends), "messages": [{"id": send.id, "to": send.to} for send in sends[:_NAMED]]}
+    return [Note("MessagesDropped", text, msgspec.json.encode(data))]
 
 
 def message_of(message: Send | Cancel) -> Message:
@@ -348,11 +383,11 @@ def outgrown(old: SourcePosition, new: SourcePosition) -> str | None:
     return old.stream if old.stream != new.stream and old.next_seq > 0 else None
 
 
-def _advance(move: Move, at: int) -> tuple[list[Append], SourcePosition]:
+def _advance(move: Move, notes: Sequence[Note], at: int) -> tuple[list[Append], SourcePosition]:
     """Return the rows that move one position on, and where the next ones go."""
     expected = move.expected
     events: list[Event] = [] if move.gap is None else [move.gap]
-    events += [Noted(kind=note.kind, text=note.text, data=Raw(note.data)) for note in move.notes]
+    events += [Noted(kind=note.kind, text=note.text, data=Raw(note.data)) for note in notes]
     events.append(PositionAdvanced(position=Raw(move.position), started=len(move.starts), label=move.label))
     stream, seq = expected.stream, expected.next_seq
     append = Append(

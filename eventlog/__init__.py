@@ -60,7 +60,7 @@ from refold.eventlog._events import (
     from_micros,
     to_micros,
 )
-from refold.eventlog._read import ParkedWorkflow, SourcePosition
+from refold.eventlog._read import ParkedWorkflow, SourceFact, SourcePosition
 from refold.eventlog._rebuild import Rebuilt, rebuild
 from refold.eventlog._schema import SCHEMA_VERSION, check, migrate
 
@@ -99,6 +99,7 @@ __all__ = [
     "Retried",
     "SchemaForbidden",
     "SchemaMismatch",
+    "SourceFact",
     "SourcePosition",
     "StaleWriter",
     "StepCompleted",

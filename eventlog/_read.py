@@ -12,8 +12,10 @@ from refold.eventlog._connect import AsyncConnection, Line
 from refold.eventlog._events import (
     CancelRequested,
     Event,
+    GapFound,
     IdentitySealed,
     MessageReceived,
+    Noted,
     Parked,
     Recorded,
     RecordedError,
@@ -73,6 +75,16 @@ class SourcePosition(msgspec.Struct, frozen=True):
     position: bytes | None
     label: str = ""
     at: int = 0
+
+
+class SourceFact(msgspec.Struct, frozen=True):
+    """What happened to a source itself at `at`: a gap (`kind` is "Gap"), or what its connector noted."""
+
+    source: str
+    label: str
+    at: int
+    kind: str
+    text: str
 
 
 class ParkedWorkflow(msgspec.Struct, frozen=True):
@@ -146,6 +158,13 @@ _POSITIONS: Final[LiteralString] = """
 _ALL_POSITIONS: Final[LiteralString] = """
     select source, stream, next_seq, position, label, at from refold.positions
      where starts_with(source, %s) order by source
+"""
+
+_FACTS: Final[LiteralString] = """
+    select p.source, p.label, e.at, e.body
+      from refold.positions p join refold.events e on e.workflow_id = p.stream
+     where starts_with(p.source, %s) and e.type in ('GapFound', 'Noted')
+     order by e.at desc limit %s
 """
 
 # For people: not worth an index.
@@ -326,6 +345,17 @@ class Reader:
     async def all_positions(self, prefix: str) -> list[SourcePosition]:
         """Return the positions of all sources whose name begins with `prefix`."""
         return [SourcePosition(*row) for row in await self.rows(_ALL_POSITIONS, prefix)]
+
+    async def source_facts(self, prefix: str, limit: int) -> list[SourceFact]:
+        """Return what the streams of sources whose name begins with `prefix` say beside positions, newest first."""
+        found = []
+        for source, label, at, body in await self.rows(_FACTS, prefix, limit):
+            event = decode_event(body)
+            if isinstance(event, GapFound):
+                found.append(SourceFact(source, label, at, "Gap", event.detail))
+            elif isinstance(event, Noted):
+                found.append(SourceFact(source, label, at, event.kind, event.text))
+        return found
 
     async def runnable(self, source: str, limit: int) -> int:
         """Count the unfinished workflows of a source that do not wait, up to `limit`."""

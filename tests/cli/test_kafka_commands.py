@@ -8,7 +8,9 @@ import pytest
 
 from fixtures.pages import matches
 from fixtures.terminal import Terminal
+from refold import App
 from refold.connectors._devbroker import DevBroker
+from refold.core import GapFound, Move, SourcePosition
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,26 @@ def test_a_produced_record_becomes_a_workflow_and_moves_the_position(desk: Termi
     ]
     assert desk.type("kafka", "positions", "--consumer", "other").out == "no positions of other\n"
     assert dev.interrupt() < 3
+
+
+def test_what_was_lost_or_dropped_is_shown_below_the_positions(terminal: Terminal, database_url: str) -> None:
+    terminal.environment |= {"REFOLD_DATABASE_URL": database_url}
+    app = App("shop", database_url=database_url)
+    for partition, gap in ((0, GapFound("orders[0]: offsets 0 to 4 are gone", 0, 4)), (1, None)):
+        source = f"kafka:audit:c1:orders:{partition}"
+        at = SourcePosition(source, f"source:{source}/0", 0, None)
+        app.hand_over([Move(at, b'{"next_offset":5}', "audit", gap=gap)])
+    app.close()
+    text = terminal.type("kafka", "positions", "--consumer", "audit").out.splitlines()
+    assert text[-2].split() == [*("AT", "CONSUMER", "TOPIC", "PARTITION", "WHAT", "HAPPENED")]
+    assert text[-1].split(maxsplit=1)[1].split() == [
+        *("audit", "orders", "0", "orders[0]:", "offsets", "0", "to", "4", "are", "gone"),
+    ]
+    first, second = terminal.type("kafka", "positions", "--json").json
+    assert [(fact["kind"], fact["text"]) for fact in first["facts"]] == [
+        ("Gap", "orders[0]: offsets 0 to 4 are gone")
+    ]
+    assert second["facts"] == []
 
 
 def test_records_are_read_from_stdin_line_by_line(desk: Terminal) -> None:

@@ -92,6 +92,24 @@ def test_a_record_that_is_delivered_again_is_no_second_message(dev_broker: Broke
         assert _waiting("refund-1", database_url) == 1
 
 
+def test_a_message_for_a_workflow_that_has_ended_is_dropped_and_that_is_told(
+    dev_broker: Broker, database_url: str
+) -> None:
+    topic = dev_broker.create_topic()
+    with Refunds(database_url, dev_broker, topic).shop as shop:
+        one = shop.workflow.options(id="refund-1").start()
+        dev_broker.produce(topic, approval("1"), approval("1"))
+        assert one.result(timeout=60)
+        dev_broker.produce(topic, approval("1"), approval("1"), approval("2"))
+        shop.wait(lambda: _waiting("refund-2", database_url) == 1, "the message for another one")
+        facts = shop.app.source_facts("kafka:approvals:")
+    assert {fact.kind for fact in facts} == {"MessagesDropped"}
+    told = " ".join(fact.text for fact in facts)
+    assert all(f":0:{offset} for refund-1" in told for offset in (2, 3))
+    assert "refund-2" not in told
+    assert _waiting("refund-1", database_url) == 0
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [

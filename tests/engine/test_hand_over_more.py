@@ -132,6 +132,32 @@ def test_messages_and_cancels_go_out_with_the_position(app: App, log: Log, waits
         assert app.get("unborn").result(30) == "early"
 
 
+@pytest.mark.parametrize("worker", [True, False], ids=["by a lane", "without a worker"])
+def test_messages_for_workflows_that_have_ended_are_dropped_and_the_source_says_so(
+    app: App, other: App, log: Log, note: Workflow[..., Any], worker: bool
+) -> None:
+    """One note of all of them: a source's stream is kept for a number of events, and it is not to run out of them."""
+    with app:
+        assert note.start(1, id="over").result(30) == 1
+        at = _position(app, "shop")
+        sends = [Send("unborn", "m", "say", b"1"), *(Send("over", f"m-{n}", "say", b"1") for n in range(30))]
+        move = Move(at, b"1", "feed", sends=sends)
+        if worker:
+            handed = app.lane("feed").hand_over([move]).result(30)
+        else:
+            handed = other.hand_over([move])
+        other.hand_over([Move(handed.positions["shop"], b"2", "feed", sends=sends[:1])])
+        [fact] = app.source_facts("sho")
+        assert app.source_facts("shopping") == []
+    assert (fact.source, fact.label, fact.kind) == ("shop", "feed", "MessagesDropped")
+    assert fact.text.startswith(
+        "30 messages dropped, for workflows that have ended: m-0 for over, m-1 for over,"
+    )
+    assert fact.text.endswith("m-19 for over, and 10 more")
+    assert log.types("source:shop/0") == ["Noted", "PositionAdvanced", "PositionAdvanced"]
+    assert log.rows("select workflow_id, message_id from refold.inbox") == [("unborn", "m")]
+
+
 def test_records_of_one_key_run_one_after_the_other_and_other_keys_beside_them(app: App) -> None:
     began: list[tuple[str, int]] = []
     ended: list[tuple[str, int]] = []
