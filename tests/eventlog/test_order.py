@@ -187,6 +187,20 @@ def test_to_release_a_key_changes_its_first_alone_however_many_are_behind(orders
     assert orders.claim() == ["b-2"]
 
 
+def test_of_each_parked_one_it_is_told_how_many_are_behind_it(orders: Shop, run: Run[Any]) -> None:
+    orders.start(*(ordered(f"a-{n:02}", "k", n, poison=n % 3 == 0) for n in range(20)))
+    orders.start(*(ordered(f"b-{n}", "l", n, poison=n == 1) for n in range(3)))
+    every = run(orders.reader.parked("", 100))
+    assert [(one.id, one.waiting) for one in every] == [
+        *((f"a-{n:02}", 19 - n) for n in range(0, 20, 3)),
+        ("b-1", 1),
+    ]
+    paged: list[Any] = []
+    while page := run(orders.reader.parked("", 2, paged[-1] if paged else None)):
+        paged += page
+    assert paged == every
+
+
 def test_one_that_is_cancelled_before_its_turn_is_passed_over(orders: Shop) -> None:
     orders.start(ordered("a", "k", 1, owner="w1"), ordered("b", "k", 2), ordered("c", "k", 3))
     orders.cancel("b")
