@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+import psycopg
+
 from refold.core import RefoldError
 from refold.testing._clauses import CLAUSES
 from refold.testing._kit import Kit
@@ -35,16 +37,17 @@ def main() -> int:
         parser.error("expected a Python file with a Harness in it, like:  harness.py")
     try:
         harness = load_harness(options.harness)
+        judge = Kit(harness, database_url=options.database_url)
     except ValueError as error:
         parser.error(str(error))
     verdicts = []
     try:
-        with Kit(harness, database_url=options.database_url) as kit:
+        with judge as kit:
             for verdict in kit.judge_all(options.clauses):
                 verdicts.append(verdict)
                 if not options.json:
                     print(line_of(verdict), flush=True)
-    except RefoldError as error:
+    except (RefoldError, psycopg.OperationalError) as error:
         print(f"refold.testing: {error}", file=sys.stderr)
         return 2
     print(as_json(harness.name, verdicts) if options.json else sum_up(harness.name, verdicts))

@@ -244,6 +244,7 @@ def undecodable(stage: Stage) -> None:
         seen = "a workflow that is failed or parked, for the message that can't be decoded; it was skipped silently"
         stage.wait(lambda: stage.workflows(*SET_ASIDE), seen, worker)
     stage.settle([*before, *after], "they were sent before and after one that can't be decoded")
+    stage.wait_acknowledged()
 
 
 @_clause("failing-workflow", "A workflow that fails is seen, is not started again, and holds nobody up.")

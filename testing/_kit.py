@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 from urllib.parse import quote
 
 import psycopg
@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from refold.eventlog import open_server, packaged_programs
 from refold.testing._clauses import CLAUSES, Clause
-from refold.testing._harness import Harness
+from refold.testing._harness import Harness, Kind
 from refold.testing._line import Line
 from refold.testing._load import place_of
 from refold.testing._stage import Refused, Stage
@@ -43,6 +43,9 @@ class Kit:
     """
 
     def __init__(self, harness: type[Harness], *, database_url: str | None = None) -> None:
+        """Raises ValueError for a harness that does not say what it has to."""
+        if (problem := problem_of(harness)) is not None:
+            raise ValueError(f"{harness.__qualname__}: {problem}")
         self._place = place_of(harness)
         self._class = harness
         self._url = database_url
@@ -103,6 +106,20 @@ class Kit:
                     stage.close()
             finally:
                 self._harness.end()
+
+
+def problem_of(harness: type[Harness]) -> str | None:
+    """Return what is wrong with what a harness says of its connector."""
+    if not isinstance(getattr(harness, "name", None), str):
+        return 'it has no name for the report; write:  name = "mine"'
+    kinds = ", ".join(map(repr, get_args(Kind)))
+    if (kind := getattr(harness, "kind", None)) not in get_args(Kind):
+        return f"kind is {kind!r}, and it says who moves first; write one of {kinds}:  kind = 'pull'"
+    if unknown := [clause for clause in harness.not_applicable if clause not in CLAUSES]:
+        return f"not_applicable names {unknown[0]!r}, which is no clause; there are: {', '.join(CLAUSES)}"
+    if harness.max_in_flight is not None and harness.max_in_flight < 1:
+        return f"max_in_flight is {harness.max_in_flight}; give the bound that declare() gives, 10 say"
+    return None
 
 
 @contextmanager

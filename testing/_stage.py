@@ -273,7 +273,7 @@ class Stage:
         if self.unacknowledged() is not None:
             self.wait(
                 lambda: self.unacknowledged() == 0,
-                "the acknowledgement of messages that were processed",
+                "the acknowledgement of messages that are in Postgres",
             )
 
     def _all_sent(self) -> bool:

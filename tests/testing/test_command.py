@@ -72,10 +72,36 @@ def test_a_refusal_says_what_was_seen_and_is_an_exit_code(postgres_server: Postg
         ([f"{SPOOL}:Absent"], "has no Harness called Absent; it has: SpoolHarness"),
         ([__file__], "has 0 harnesses, and one is expected"),
         ([SPOOL, "magic"], "no clause is called magic; there are: delivers, remembers"),
+        (
+            [SPOOL, "delivers", "--database-url", "postgresql://127.0.0.1:1/none"],
+            'connection to server at "127.0.0.1", port 1 failed',
+        ),
     ],
 )
 def test_a_call_that_is_wrong_says_what_is_there(arguments: list[str], words: str) -> None:
     said = judge(*arguments)
     assert said.returncode == 2
     assert words in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("kind = 'pull'", "it has no name for the report"),
+        ("name = 'mine'", "kind is None, and it says who moves first"),
+        ("name, kind = 'mine', 'poll'", "kind is 'poll', and it says who moves first"),
+        (
+            "name, kind, not_applicable = 'mine', 'pull', {'back-pressure': 'no bound'}",
+            "not_applicable names 'back-pressure', which is no clause; there are: delivers",
+        ),
+        ("name, kind, max_in_flight = 'mine', 'pull', 0", "max_in_flight is 0; give the bound"),
+    ],
+)
+def test_a_harness_that_says_too_little_is_told_what_to_write(body: str, words: str, tmp_path: Path) -> None:
+    harness = tmp_path / "harness.py"
+    harness.write_text(f"from refold.testing import Harness\n\n\nclass Mine(Harness):\n    {body}\n")
+    said = judge(str(harness), "delivers")
+    assert said.returncode == 2
+    assert f"Mine: {words}" in said.stderr
     assert "Traceback" not in said.stderr
