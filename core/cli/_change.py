@@ -1,8 +1,11 @@
 """`refold send`, `cancel`, `retry`, `skip`, `delete`, `rebuild` and `migrate`: what changes what is already there."""
 
+from collections.abc import Sequence
+
 import click
 import msgspec
 
+from refold.core import RefoldError, WorkflowNotFound, WorkflowNotParked
 from refold.core.cli._client import open_log, resolve_database
 from refold.core.cli._output import common, database_option, example, parse_json, print_json
 
@@ -68,15 +71,21 @@ def cancel_command(workflow_id: str, reason: str, database_url: str | None, as_j
 def retry_command(workflow_ids: tuple[str, ...], database_url: str | None, as_json: bool) -> None:
     """Set the parked workflows ID... going again: the steps that failed them run again, recorded results stay."""
     again = []
+    refused: list[RefoldError] = []
     with open_log(database_url) as log:
         for workflow_id in workflow_ids:
-            steps = log.retry(workflow_id)
+            try:
+                steps = log.retry(workflow_id)
+            except (WorkflowNotParked, WorkflowNotFound) as error:
+                refused.append(error)
+                continue
             again.append({"id": workflow_id, "steps": steps})
             if not as_json:
                 what = f"{', '.join(steps)} runs again" if steps else "its code is run again over its history"
                 click.echo(f"retried {workflow_id}: {what}")
     if as_json:
         print_json({"retried": again})
+    _complain_of(refused)
 
 
 @click.command(
@@ -90,13 +99,27 @@ def retry_command(workflow_ids: tuple[str, ...], database_url: str | None, as_js
 @common
 def skip_command(workflow_ids: tuple[str, ...], reason: str, database_url: str | None, as_json: bool) -> None:
     """End the parked workflows ID... as failed, with the errors that parked them."""
+    skipped = []
+    refused: list[RefoldError] = []
     with open_log(database_url) as log:
         for workflow_id in workflow_ids:
-            log.skip(workflow_id, reason)
+            try:
+                log.skip(workflow_id, reason)
+            except (WorkflowNotParked, WorkflowNotFound) as error:
+                refused.append(error)
+                continue
+            skipped.append(workflow_id)
             if not as_json:
                 click.echo(f"skipped {workflow_id}")
     if as_json:
-        print_json({"skipped": list(workflow_ids)})
+        print_json({"skipped": skipped})
+    _complain_of(refused)
+
+
+def _complain_of(refused: Sequence[RefoldError]) -> None:
+    """Say which of several could not be decided about, when all the others are."""
+    if refused:
+        raise click.ClickException("\n".join(map(str, refused)))
 
 
 @click.command(

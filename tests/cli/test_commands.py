@@ -209,3 +209,22 @@ def test_a_parked_workflow_is_listed_with_what_to_do_and_retried_or_skipped(shop
     again = shop.type("retry", "broken-1")
     assert again.code == 1
     assert "'broken-1' is failed, and only a parked one can be retried" in again.err
+
+
+@pytest.mark.parametrize("command", ["retry", "skip"])
+def test_one_of_several_that_is_not_parked_does_not_keep_the_others_waiting(
+    command: str, shop: Terminal, log: Log
+) -> None:
+    for name in ("broken-1", "broken-2"):
+        shop.type("start", "shop.py", "broken", "--id", name)
+    log.rows("update refold.workflows set suspicion = 6, alone_deaths = 3")
+    worker = shop.start("worker", "shop.py")
+    for name in ("broken-1", "broken-2"):
+        log.wait_status(name, "parked")
+    worker.interrupt()
+    said = shop.type(command, "broken-1", "broken-1", "broken-9", "broken-2", "--json")
+    assert said.code == 1
+    [done] = said.json.values()
+    assert [each["id"] if command == "retry" else each for each in done] == ["broken-1", "broken-2"]
+    assert "only a parked one can be" in said.err
+    assert "'broken-9'" in said.err
