@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-Key = tuple[str, int]
+from refold.connectors.kafka._places import Key
 
 # Fresh enough for a monitor; a hundred hand-overs a second would otherwise be as many commits.
 _TELL_EVERY: Final = 0.2

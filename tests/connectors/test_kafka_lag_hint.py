@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refold.connectors.kafka import _lag_hint
-from refold.connectors.kafka._lag_hint import Key, LagHint
+from refold.connectors.kafka._lag_hint import LagHint
+from refold.connectors.kafka._places import Key
 
 _EVENTS = st.lists(
     st.one_of(
