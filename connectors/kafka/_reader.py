@@ -198,7 +198,6 @@ class Reader:
             concurrent.futures.wait([self._handing.done], timeout)
             try:
                 self._settle_hand_over()
-                self._hint.tell(at_once=True)
             except Exception:
                 log.debug("the last hand-over of consumer %s failed", self._settings.name, exc_info=True)
         self._aside.close()
